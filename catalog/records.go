@@ -1,0 +1,114 @@
+package catalog
+
+import (
+	"time"
+
+	"varve/layers"
+)
+
+// Status is the state of a volume, snapshot or backup, in OpenStack's words.
+type Status string
+
+const (
+	Creating        Status = "creating"
+	Available       Status = "available"
+	InUse           Status = "in-use"
+	BackingUp       Status = "backing-up"
+	RestoringBackup Status = "restoring-backup" // a volume that a restore fills
+	Restoring       Status = "restoring"        // a backup that a restore reads
+	Deleting        Status = "deleting"
+	Error           Status = "error"
+	ErrorRestoring  Status = "error_restoring"
+	ErrorDeleting   Status = "error_deleting"
+)
+
+// A Volume is what the catalog knows of a volume. Its data and its size are in
+// the volume's own folder; Size here is a copy for listing.
+type Volume struct {
+	ID             layers.ID
+	Name           string
+	Description    string
+	Size           int64 // bytes
+	Status         Status
+	PreviousStatus Status // what Status returns to after backing-up; empty otherwise
+	Type           string // volume type, "default"
+	Bootable       bool
+	Properties     map[string]string
+	SnapshotID     layers.ID // the snapshot it was made from; zero if none
+	SourceVolumeID layers.ID // the volume it was cloned from; zero if none
+	Created        time.Time
+	Updated        time.Time
+}
+
+// A Snapshot is the name of a boundary in a volume's chain of layers. Its ID is
+// the boundary's.
+type Snapshot struct {
+	ID          layers.ID
+	VolumeID    layers.ID
+	Name        string
+	Description string
+	Size        int64 // bytes, of the volume at that instant
+	Status      Status
+	System      bool // made by Varve itself, for a backup; hidden from lists
+	Created     time.Time
+}
+
+// A Backup mirrors a backup in a target, or one that is being made there. Once
+// it is available, the target is the only truth about it.
+type Backup struct {
+	ID             layers.ID
+	TargetID       layers.ID
+	VolumeID       layers.ID
+	VolumeName     string
+	Name           string
+	Description    string
+	Status         Status
+	FailReason     string
+	SnapshotID     layers.ID // the snapshot that the user named; zero if none
+	TempSnapshotID layers.ID // the temporary snapshot while it exists; zero otherwise
+	BoundaryID     layers.ID // the boundary in the volume's chain whose data it holds
+	ParentID       layers.ID // zero for a full backup
+	Size           int64     // bytes, of the volume at that instant
+	DataTimestamp  time.Time
+	Created        time.Time
+	Updated        time.Time
+	Logical        int64 // bytes of data that it describes
+	Changed        int64 // bytes of data that it added, before compression
+	Stored         int64 // bytes that it added to the target
+	ObjectCount    int64 // objects that it added to the target
+	Duration       time.Duration
+}
+
+// A Target is a backup target: a repository in an object store.
+type Target struct {
+	ID        layers.ID
+	Name      string
+	URL       string // never holds a secret
+	Encrypted bool
+	Created   time.Time
+	Synced    time.Time // when its list of backups was last read; zero: never
+}
+
+// OperationState is where an Operation stands.
+type OperationState string
+
+const (
+	Running   OperationState = "running"
+	Succeeded OperationState = "succeeded"
+	Failed    OperationState = "failed"
+	Canceled  OperationState = "canceled"
+)
+
+// An Operation is work that was recorded before it began and goes on without
+// whoever asked for it.
+type Operation struct {
+	ID      layers.ID
+	Kind    string    // "backup create", "backup restore", …
+	Subject layers.ID // the volume, snapshot or backup it makes or changes
+	State   OperationState
+	Error   string // why it failed
+	Done    int64  // bytes
+	Total   int64  // bytes; 0: not known yet
+	Started time.Time
+	Ended   time.Time // zero while it runs
+}
