@@ -31,6 +31,7 @@ type Volume struct {
 	Size           int64 // bytes
 	Status         Status
 	PreviousStatus Status // what Status returns to after backing-up; empty otherwise
+	Reason         string // why Status is an error; empty otherwise
 	Type           string // volume type, "default"
 	Bootable       bool
 	Properties     map[string]string
@@ -49,7 +50,8 @@ type Snapshot struct {
 	Description string
 	Size        int64 // bytes, of the volume at that instant
 	Status      Status
-	System      bool // made by Varve itself, for a backup; hidden from lists
+	Reason      string // why Status is an error; empty otherwise
+	System      bool   // made by Varve itself, for a backup; hidden from lists
 	Created     time.Time
 }
 
@@ -107,6 +109,7 @@ type Operation struct {
 	Subject layers.ID // the volume, snapshot or backup it makes or changes
 	State   OperationState
 	Error   string // why it failed
+	Note    string // what whoever asked should know besides; empty if nothing
 	Done    int64  // bytes
 	Total   int64  // bytes; 0: not known yet
 	Started time.Time
