@@ -1,0 +1,232 @@
+package api
+
+import (
+	"bufio"
+	"context"
+	"encoding/json"
+	"fmt"
+	"iter"
+	"net/http"
+	"net/url"
+	"strconv"
+	"time"
+)
+
+// Volumes returns every volume, oldest first.
+func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
+	var out volumesBody
+	err := c.do(ctx, http.MethodGet, path("volumes"), nil, &out)
+	return out.Volumes, err
+}
+
+// Volume returns the volume of that id or name.
+func (c *Client) Volume(ctx context.Context, name string) (Volume, error) {
+	out, err := get[volumeBody](ctx, c, "volumes", "volume", name)
+	return out.Volume, err
+}
+
+// CreateVolume makes an empty volume.
+func (c *Client) CreateVolume(ctx context.Context, n NewVolume) (Volume, error) {
+	var out volumeBody
+	err := c.do(ctx, http.MethodPost, path("volumes"), newVolumeBody{n}, &out)
+	return out.Volume, err
+}
+
+// GrowVolume makes a volume size bytes long.
+func (c *Client) GrowVolume(ctx context.Context, name string, size int64) (Volume, error) {
+	out, err := call[volumeBody](ctx, c, http.MethodPost, "volumes", "volume", name, "grow", growBody{NewSize{size}})
+	return out.Volume, err
+}
+
+// DeleteVolume removes a volume and its snapshots.
+func (c *Client) DeleteVolume(ctx context.Context, name string) error {
+	return c.remove(ctx, "volumes", "volume", name)
+}
+
+// Snapshots returns the snapshots of a volume, or of all if volume is empty,
+// oldest first.
+func (c *Client) Snapshots(ctx context.Context, volume string, system bool) ([]Snapshot, error) {
+	q := url.Values{}
+	if volume != "" {
+		q.Set("volume", volume)
+	}
+	q.Set("system", strconv.FormatBool(system))
+	var out snapshotsBody
+	err := c.do(ctx, http.MethodGet, path("snapshots")+"?"+q.Encode(), nil, &out)
+	return out.Snapshots, err
+}
+
+// Snapshot returns the snapshot of that id or name.
+func (c *Client) Snapshot(ctx context.Context, name string) (Snapshot, error) {
+	out, err := get[snapshotBody](ctx, c, "snapshots", "snapshot", name)
+	return out.Snapshot, err
+}
+
+// CreateSnapshot keeps the present state of a volume.
+func (c *Client) CreateSnapshot(ctx context.Context, n NewSnapshot) (Snapshot, error) {
+	var out snapshotBody
+	err := c.do(ctx, http.MethodPost, path("snapshots"), newSnapshotBody{n}, &out)
+	return out.Snapshot, err
+}
+
+// DeleteSnapshot removes a snapshot.
+func (c *Client) DeleteSnapshot(ctx context.Context, name string) error {
+	return c.remove(ctx, "snapshots", "snapshot", name)
+}
+
+// Backups returns the backups in every target, newest first.
+func (c *Client) Backups(ctx context.Context) ([]Backup, error) {
+	var out backupsBody
+	err := c.do(ctx, http.MethodGet, path("backups"), nil, &out)
+	return out.Backups, err
+}
+
+// Backup returns the backup of that id or name.
+func (c *Client) Backup(ctx context.Context, name string) (Backup, error) {
+	out, err := get[backupBody](ctx, c, "backups", "backup", name)
+	return out.Backup, err
+}
+
+// CreateBackup begins a backup.
+func (c *Client) CreateBackup(ctx context.Context, n NewBackup) (Backup, Operation, error) {
+	var out begunBackup
+	err := c.do(ctx, http.MethodPost, path("backups"), newBackupBody{n}, &out)
+	return out.Backup, out.Operation, err
+}
+
+// DeleteBackup begins to delete a backup.
+func (c *Client) DeleteBackup(ctx context.Context, name string, force bool) (Operation, error) {
+	name, err := ref("backup", name)
+	if err != nil {
+		return Operation{}, err
+	}
+	var out operationBody
+	err = c.do(ctx, http.MethodDelete, path("backups", name)+"?force="+strconv.FormatBool(force), nil, &out)
+	return out.Operation, err
+}
+
+// RestoreBackup begins to restore a backup.
+func (c *Client) RestoreBackup(ctx context.Context, name string, n NewRestore) (Restore, Operation, error) {
+	out, err := call[begunRestore](ctx, c, http.MethodPost, "backups", "backup", name, "restore", newRestoreBody{n})
+	return out.Restore, out.Operation, err
+}
+
+// VerifyBackup begins to check a backup in its target.
+func (c *Client) VerifyBackup(ctx context.Context, name string, deep bool) (Operation, error) {
+	out, err := call[operationBody](ctx, c, http.MethodPost, "backups", "backup", name, "verify", newVerifyBody{NewVerify{deep}})
+	return out.Operation, err
+}
+
+// Targets returns every target, oldest first.
+func (c *Client) Targets(ctx context.Context) ([]Target, error) {
+	var out targetsBody
+	err := c.do(ctx, http.MethodGet, path("targets"), nil, &out)
+	return out.Targets, err
+}
+
+// Target returns the target of that id or name.
+func (c *Client) Target(ctx context.Context, name string) (Target, error) {
+	out, err := get[targetBody](ctx, c, "targets", "target", name)
+	return out.Target, err
+}
+
+// AddTarget opens or creates the repository at the URL and remembers it.
+func (c *Client) AddTarget(ctx context.Context, n NewTarget) (Target, error) {
+	var out targetBody
+	err := c.do(ctx, http.MethodPost, path("targets"), newTargetBody{n}, &out)
+	return out.Target, err
+}
+
+// RemoveTarget forgets a target. The backups stay in it.
+func (c *Client) RemoveTarget(ctx context.Context, name string) error {
+	return c.remove(ctx, "targets", "target", name)
+}
+
+// SyncTarget reads the target's list of backups into the catalog.
+func (c *Client) SyncTarget(ctx context.Context, name string) (Target, error) {
+	out, err := call[targetBody](ctx, c, http.MethodPost, "targets", "target", name, "sync", nil)
+	return out.Target, err
+}
+
+// Operations returns the running and the latest ended operations, newest
+// first.
+func (c *Client) Operations(ctx context.Context) ([]Operation, error) {
+	var out operationsBody
+	err := c.do(ctx, http.MethodGet, path("operations"), nil, &out)
+	return out.Operations, err
+}
+
+// Operation returns one operation. With a wait that is not zero it returns
+// when the operation has ended or the wait is over.
+func (c *Client) Operation(ctx context.Context, id string, wait time.Duration) (Operation, error) {
+	id, err := ref("operation", id)
+	if err != nil {
+		return Operation{}, err
+	}
+	var out operationBody
+	seconds := int(min(wait, maxWait).Seconds())
+	err = c.do(ctx, http.MethodGet, path("operations", id)+"?wait="+strconv.Itoa(seconds), nil, &out)
+	return out.Operation, err
+}
+
+// CancelOperation stops a running operation and returns it as it is then.
+func (c *Client) CancelOperation(ctx context.Context, id string) (Operation, error) {
+	out, err := call[operationBody](ctx, c, http.MethodDelete, "operations", "operation", id, "", nil)
+	return out.Operation, err
+}
+
+// WatchOperation yields the operation as it stands and after each change, the
+// last time when it has ended. An error ends the sequence.
+func (c *Client) WatchOperation(ctx context.Context, id string) iter.Seq2[Operation, error] {
+	return func(yield func(Operation, error) bool) {
+		answer, err := c.send(ctx, http.MethodGet, path("operations", id)+"/events", nil)
+		if err != nil {
+			yield(Operation{}, err)
+			return
+		}
+		defer answer.Body.Close()
+		lines := bufio.NewScanner(answer.Body)
+		for lines.Scan() {
+			var o Operation
+			if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
+				yield(Operation{}, fmt.Errorf("operation %s: answer of the daemon: %w", id, err))
+				return
+			}
+			if !yield(o, nil) || o.Ended() {
+				return
+			}
+		}
+		if ctx.Err() != nil {
+			yield(Operation{}, ctx.Err())
+			return
+		}
+		// It stopped before the operation had ended, or the connection broke.
+		yield(Operation{}, fmt.Errorf("operation %s: the daemon stopped before its end", id))
+	}
+}
+
+// Mounts returns what the daemon has mounted.
+func (c *Client) Mounts(ctx context.Context) ([]Mount, error) {
+	var out mountsBody
+	err := c.do(ctx, http.MethodGet, path("mounts"), nil, &out)
+	return out.Mounts, err
+}
+
+// Mount shows snapshots and backups at an absolute path.
+func (c *Client) Mount(ctx context.Context, dir string) (Mount, error) {
+	var out mountBody
+	err := c.do(ctx, http.MethodPost, path("mounts"), newMountBody{NewMount{dir}}, &out)
+	return out.Mount, err
+}
+
+// Unmount ends the mount of that id.
+func (c *Client) Unmount(ctx context.Context, id string) error {
+	return c.remove(ctx, "mounts", "mount", id)
+}
+
+// Status returns the daemon at a glance.
+func (c *Client) Status(ctx context.Context) (Status, error) {
+	var out statusBody
+	err := c.do(ctx, http.MethodGet, path("status"), nil, &out)
+	return out.Status, err
+}

@@ -1,0 +1,71 @@
+package api
+
+import (
+	"context"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"varve/agent"
+	"varve/catalog"
+)
+
+type (
+	targetBody struct {
+		Target Target `json:"target"`
+	}
+	targetsBody struct {
+		Targets []Target `json:"targets"`
+	}
+	newTargetBody struct {
+		Target NewTarget `json:"target"`
+	}
+	targetRef struct {
+		Target string `path:"target" doc:"id or name"`
+	}
+)
+
+func (s *Server) addTargets(h huma.API) {
+	huma.Get(h, "/v1/targets", func(ctx context.Context, _ *struct{}) (*answer[targetsBody], error) {
+		all, err := s.config.Agent.Targets(ctx)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		body := targetsBody{Targets: make([]Target, len(all))}
+		for i, t := range all {
+			body.Targets[i] = target(t)
+		}
+		return &answer[targetsBody]{body}, nil
+	})
+	huma.Post(h, "/v1/targets", func(ctx context.Context, in *struct{ Body newTargetBody }) (*answer[targetBody], error) {
+		n := in.Body.Target
+		return targetAnswer(s.config.Agent.AddTarget(ctx, agent.NewTarget{
+			Name: n.Name, URL: n.URL, Passphrase: n.Passphrase, NoEncryption: n.NoEncryption, Env: n.Credentials,
+		}))
+	}, created)
+	huma.Get(h, "/v1/targets/{target}", func(ctx context.Context, in *targetRef) (*answer[targetBody], error) {
+		return targetAnswer(s.config.Agent.Target(ctx, in.Target))
+	})
+	huma.Delete(h, "/v1/targets/{target}", func(ctx context.Context, in *targetRef) (*struct{}, error) {
+		return nil, answerFor(s.config.Agent.RemoveTarget(ctx, in.Target))
+	})
+	huma.Post(h, "/v1/targets/{target}/sync", func(ctx context.Context, in *targetRef) (*answer[targetBody], error) {
+		if err := s.config.Agent.SyncTarget(ctx, in.Target); err != nil {
+			return nil, answerFor(err)
+		}
+		return targetAnswer(s.config.Agent.Target(ctx, in.Target))
+	})
+}
+
+func targetAnswer(t catalog.Target, err error) (*answer[targetBody], error) {
+	if err != nil {
+		return nil, answerFor(err)
+	}
+	return &answer[targetBody]{targetBody{target(t)}}, nil
+}
+
+func target(t catalog.Target) Target {
+	return Target{
+		ID: t.ID.String(), Name: t.Name, URL: t.URL, Encrypted: t.Encrypted,
+		CreatedAt: Time{t.Created}, SyncedAt: Time{t.Synced},
+	}
+}

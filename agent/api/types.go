@@ -1,0 +1,262 @@
+package api
+
+import (
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/danielgtaylor/huma/v2"
+)
+
+// timeLayout is how OpenStack writes times: in UTC, without a zone.
+const timeLayout = "2006-01-02T15:04:05.000000"
+
+// Time is an instant in OpenStack's text form; the zero time is null.
+type Time struct{ time.Time }
+
+// MarshalJSON writes the instant in UTC with microseconds.
+func (t Time) MarshalJSON() ([]byte, error) {
+	if t.IsZero() {
+		return []byte("null"), nil
+	}
+	return json.Marshal(t.UTC().Format(timeLayout))
+}
+
+// UnmarshalJSON reads what MarshalJSON writes.
+func (t *Time) UnmarshalJSON(b []byte) error {
+	var s *string
+	if err := json.Unmarshal(b, &s); err != nil {
+		return err
+	}
+	if s == nil {
+		*t = Time{}
+		return nil
+	}
+	parsed, err := time.Parse(timeLayout, *s)
+	if err != nil {
+		return fmt.Errorf("time %q: want %s", *s, timeLayout)
+	}
+	*t = Time{parsed}
+	return nil
+}
+
+// Schema describes the text form in the OpenAPI document.
+func (Time) Schema(huma.Registry) *huma.Schema {
+	return &huma.Schema{
+		Type:        huma.TypeString,
+		Nullable:    true,
+		Description: "UTC, without a zone",
+		Examples:    []any{"2026-02-26T12:20:41.000000"},
+	}
+}
+
+// A Volume is a volume as Cinder shows it, and what Varve knows besides. A nil
+// pointer is null: not set.
+type Volume struct {
+	ID                string            `json:"id"`
+	Name              string            `json:"name"`
+	Description       *string           `json:"description"`
+	Status            string            `json:"status"`
+	Size              int64             `json:"size" doc:"GiB, rounded up"`
+	Attachments       []Attachment      `json:"attachments"`
+	AvailabilityZone  *string           `json:"availability_zone"`
+	Bootable          string            `json:"bootable" enum:"true,false"`
+	ConsistencyGroup  *string           `json:"consistencygroup_id"`
+	Encrypted         bool              `json:"encrypted"`
+	Multiattach       bool              `json:"multiattach"`
+	TenantID          *string           `json:"os-vol-tenant-attr:tenant_id"`
+	Metadata          map[string]string `json:"metadata"`
+	ReplicationStatus *string           `json:"replication_status"`
+	SnapshotID        *string           `json:"snapshot_id"`
+	SourceVolumeID    *string           `json:"source_volid"`
+	VolumeType        string            `json:"volume_type"`
+	UserID            *string           `json:"user_id"`
+	CreatedAt         Time              `json:"created_at"`
+	UpdatedAt         Time              `json:"updated_at"`
+
+	SizeBytes      int64           `json:"size_bytes"`
+	PreviousStatus *string         `json:"previous_status"`
+	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
+	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
+	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"what each snapshot alone holds, oldest first"`
+	URI            string          `json:"uri" doc:"where NBD clients find it"`
+}
+
+// An Attachment is one client that has a volume open.
+type Attachment struct {
+	ID         string `json:"id"`
+	Export     string `json:"export" doc:"the name that the client asked for"`
+	AttachedAt Time   `json:"attached_at"`
+}
+
+// SnapshotUsage is what one snapshot alone holds.
+type SnapshotUsage struct {
+	ID    string `json:"id"`
+	Name  string `json:"name"`
+	Bytes int64  `json:"bytes"`
+}
+
+// NewVolume is a volume to create. One of Size and SizeBytes is set.
+type NewVolume struct {
+	Name        string            `json:"name" doc:"unique among volumes"`
+	Description string            `json:"description,omitempty"`
+	Size        int64             `json:"size,omitempty" doc:"GiB"`
+	SizeBytes   int64             `json:"size_bytes,omitempty" doc:"bytes, instead of size"`
+	Metadata    map[string]string `json:"metadata,omitempty"`
+}
+
+// A Snapshot is a snapshot as Cinder shows it, and what Varve knows besides.
+type Snapshot struct {
+	ID          string  `json:"id"`
+	Name        string  `json:"name"`
+	Description *string `json:"description"`
+	Status      string  `json:"status"`
+	Size        int64   `json:"size" doc:"GiB of the volume at that instant, rounded up"`
+	VolumeID    string  `json:"volume_id"`
+	CreatedAt   Time    `json:"created_at"`
+
+	VolumeName string `json:"volume_name"`
+	SizeBytes  int64  `json:"size_bytes"`
+	System     bool   `json:"system" doc:"made by Varve itself"`
+	Bytes      int64  `json:"bytes" doc:"on disk, that this snapshot alone holds"`
+}
+
+// NewSnapshot is a snapshot to create.
+type NewSnapshot struct {
+	VolumeID    string `json:"volume_id" doc:"id or name"`
+	Name        string `json:"name,omitempty" doc:"the time if empty"`
+	Description string `json:"description,omitempty"`
+}
+
+// A Backup is a backup as Cinder shows it, and what Varve knows besides.
+type Backup struct {
+	ID                  string  `json:"id"`
+	Name                string  `json:"name"`
+	Description         *string `json:"description"`
+	Status              string  `json:"status"`
+	FailReason          *string `json:"fail_reason"`
+	Size                int64   `json:"size" doc:"GiB of the volume, rounded up"`
+	VolumeID            string  `json:"volume_id"`
+	SnapshotID          *string `json:"snapshot_id"`
+	Container           string  `json:"container" doc:"name of the target"`
+	AvailabilityZone    *string `json:"availability_zone"`
+	IsIncremental       bool    `json:"is_incremental"`
+	HasDependentBackups bool    `json:"has_dependent_backups"`
+	ObjectCount         int64   `json:"object_count"`
+	DataTimestamp       Time    `json:"data_timestamp"`
+	CreatedAt           Time    `json:"created_at"`
+	UpdatedAt           Time    `json:"updated_at"`
+
+	VolumeName     string  `json:"volume_name"`
+	TempSnapshotID *string `json:"temp_snapshot_id"`
+	ParentID       *string `json:"parent_id"`
+	TargetID       string  `json:"target_id"`
+	TargetURL      string  `json:"target_url"`
+	SizeBytes      int64   `json:"size_bytes"`
+	LogicalBytes   int64   `json:"logical_bytes" doc:"of data that it describes"`
+	ChangedBytes   int64   `json:"changed_bytes" doc:"of data that it added, before compression"`
+	StoredBytes    int64   `json:"stored_bytes" doc:"that it added to the target"`
+	DurationMS     int64   `json:"duration_ms" doc:"milliseconds that its making took"`
+	DoneBytes      int64   `json:"done_bytes" doc:"while it is being made or restored"`
+	TotalBytes     int64   `json:"total_bytes" doc:"while it is being made or restored; 0: not known yet"`
+}
+
+// NewBackup is a backup to create, with the fields of Cinder's request.
+type NewBackup struct {
+	VolumeID           string  `json:"volume_id" doc:"id or name"`
+	Name               *string `json:"name,omitempty" doc:"the time if empty"`
+	DisplayName        *string `json:"display_name,omitempty" doc:"another word for name"`
+	Description        *string `json:"description,omitempty"`
+	DisplayDescription *string `json:"display_description,omitempty" doc:"another word for description"`
+	Container          *string `json:"container,omitempty" doc:"id or name of the target; may be left out if there is one only"`
+	Force              bool    `json:"force,omitempty" doc:"also if the volume is in use"`
+	Incremental        bool    `json:"incremental,omitempty" doc:"only what changed since the newest backup in the target"`
+	SnapshotID         *string `json:"snapshot_id,omitempty" doc:"id or name of a snapshot of the volume"`
+}
+
+// NewRestore says where a backup goes.
+type NewRestore struct {
+	VolumeID *string `json:"volume_id,omitempty" doc:"id or name of a volume to overwrite; a new one is made if empty"`
+	Name     *string `json:"name,omitempty" doc:"of the new volume; the source's if empty"`
+	Force    bool    `json:"force,omitempty" doc:"must be set to overwrite"`
+}
+
+// A Restore is a restore that has begun.
+type Restore struct {
+	BackupID   string `json:"backup_id"`
+	VolumeID   string `json:"volume_id"`
+	VolumeName string `json:"volume_name"`
+}
+
+// A Target is a backup target.
+type Target struct {
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	URL       string `json:"url"`
+	Encrypted bool   `json:"encrypted"`
+	CreatedAt Time   `json:"created_at"`
+	SyncedAt  Time   `json:"synced_at" doc:"when its list of backups was last read"`
+}
+
+// NewTarget is a target to add. Its passphrase and credentials are kept in the
+// daemon's state folder and never shown again.
+type NewTarget struct {
+	Name         string            `json:"name"`
+	URL          string            `json:"url" doc:"file:///…, swift://… or s3://…, without credentials"`
+	Passphrase   string            `json:"passphrase,omitempty" writeOnly:"true"`
+	NoEncryption bool              `json:"no_encryption,omitempty"`
+	Credentials  map[string]string `json:"credentials,omitempty" writeOnly:"true" doc:"OS_…, ST_… and AWS_… variables"`
+}
+
+// An Operation is work that goes on without whoever asked for it.
+type Operation struct {
+	ID        string  `json:"id"`
+	Kind      string  `json:"kind"`
+	SubjectID string  `json:"subject_id" doc:"the object that it makes or changes"`
+	State     string  `json:"state" enum:"running,succeeded,failed,canceled"`
+	Error     *string `json:"error"`
+	DoneBytes int64   `json:"done_bytes"`
+	TotalSize int64   `json:"total_bytes" doc:"0: not known yet"`
+	StartedAt Time    `json:"started_at"`
+	EndedAt   Time    `json:"ended_at"`
+}
+
+// Ended reports whether the operation runs no more.
+func (o Operation) Ended() bool { return !o.EndedAt.IsZero() }
+
+// A Mount is a directory where the daemon shows snapshots and backups.
+type Mount struct {
+	ID        string `json:"id"`
+	Path      string `json:"path"`
+	CreatedAt Time   `json:"created_at"`
+}
+
+// NewMount is a mount to make.
+type NewMount struct {
+	Path string `json:"path" doc:"absolute; the directory is there and empty"`
+}
+
+// Status is the daemon at a glance.
+type Status struct {
+	State         string         `json:"state" doc:"the state folder"`
+	PID           int            `json:"pid"`
+	Version       string         `json:"version"`
+	StartedAt     Time           `json:"started_at"`
+	FreeBytes     int64          `json:"free_bytes" doc:"in the file system of the state folder"`
+	CapacityBytes int64          `json:"capacity_bytes"`
+	Volumes       int            `json:"volumes"`
+	InUse         int            `json:"in_use"`
+	Snapshots     int            `json:"snapshots"`
+	Backups       int            `json:"backups"`
+	Targets       []TargetStatus `json:"targets"`
+	Running       []Operation    `json:"running"`
+	Mounts        []Mount        `json:"mounts"`
+	Warnings      []string       `json:"warnings" doc:"what an operator should look at"`
+}
+
+// TargetStatus is a target and whether it answers.
+type TargetStatus struct {
+	Target
+	Backups int     `json:"backups"`
+	Error   *string `json:"error" doc:"why it does not answer"`
+}

@@ -1,0 +1,189 @@
+package api
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+
+	"varve/agent"
+	"varve/catalog"
+	"varve/layers"
+)
+
+const bytesPerGiB = 1 << 30
+
+// Bodies as they travel, for the server and the client.
+type (
+	volumeBody struct {
+		Volume Volume `json:"volume"`
+	}
+	volumesBody struct {
+		Volumes []Volume `json:"volumes"`
+	}
+	newVolumeBody struct {
+		Volume NewVolume `json:"volume"`
+	}
+	growBody struct {
+		Grow NewSize `json:"grow"`
+	}
+)
+
+// NewSize is the size that a volume grows to.
+type NewSize struct {
+	SizeBytes int64 `json:"size_bytes"`
+}
+
+// An answer is a body to huma, a ref the object that a path names.
+type (
+	answer[T any] struct{ Body T }
+	volumeRef     struct {
+		Volume string `path:"volume" doc:"id or name"`
+	}
+)
+
+// accepted marks the operations whose work goes on after the answer.
+func accepted(o *huma.Operation) { o.DefaultStatus = http.StatusAccepted }
+
+func created(o *huma.Operation) { o.DefaultStatus = http.StatusCreated }
+
+func (s *Server) addVolumes(h huma.API) {
+	huma.Get(h, "/v1/volumes", func(ctx context.Context, _ *struct{}) (*answer[volumesBody], error) {
+		views, err := s.config.Agent.Volumes(ctx)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		body := volumesBody{Volumes: make([]Volume, len(views))}
+		for i, v := range views {
+			body.Volumes[i] = s.volume(v)
+		}
+		return &answer[volumesBody]{body}, nil
+	})
+	huma.Post(h, "/v1/volumes", func(ctx context.Context, in *struct{ Body newVolumeBody }) (*answer[volumeBody], error) {
+		n, err := newVolume(in.Body.Volume)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		v, err := s.config.Agent.CreateVolume(ctx, n)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return s.volumeAnswer(ctx, v.ID.String())
+	}, created)
+	huma.Get(h, "/v1/volumes/{volume}", func(ctx context.Context, in *volumeRef) (*answer[volumeBody], error) {
+		return s.volumeAnswer(ctx, in.Volume)
+	})
+	huma.Post(h, "/v1/volumes/{volume}/grow", func(ctx context.Context, in *struct {
+		volumeRef
+		Body growBody
+	}) (*answer[volumeBody], error) {
+		v, err := s.config.Agent.GrowVolume(ctx, in.Volume, in.Body.Grow.SizeBytes)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return &answer[volumeBody]{volumeBody{s.volume(v)}}, nil
+	})
+	huma.Delete(h, "/v1/volumes/{volume}", func(ctx context.Context, in *volumeRef) (*struct{}, error) {
+		return nil, answerFor(s.config.Agent.DeleteVolume(ctx, in.Volume))
+	})
+}
+
+// newVolume takes the size in either unit.
+func newVolume(n NewVolume) (agent.NewVolume, error) {
+	size := n.SizeBytes
+	switch {
+	case n.Size != 0 && n.SizeBytes != 0:
+		return agent.NewVolume{}, invalid("size and size_bytes are both set: give one")
+	case n.Size < 0 || n.Size > (1<<63-1)/bytesPerGiB:
+		return agent.NewVolume{}, invalid(fmt.Sprintf("size %d GiB is out of range", n.Size))
+	case n.Size != 0:
+		size = n.Size * bytesPerGiB
+	}
+	return agent.NewVolume{Name: n.Name, Description: n.Description, Size: size, Properties: n.Metadata}, nil
+}
+
+func invalid(message string) error {
+	return &agent.Error{Reason: agent.Invalid, Message: message}
+}
+
+func (s *Server) volumeAnswer(ctx context.Context, ref string) (*answer[volumeBody], error) {
+	v, err := s.config.Agent.Volume(ctx, ref)
+	if err != nil {
+		return nil, answerFor(err)
+	}
+	return &answer[volumeBody]{volumeBody{s.volume(v)}}, nil
+}
+
+func (s *Server) volume(v agent.VolumeView) Volume {
+	out := Volume{
+		ID:             v.ID.String(),
+		Name:           v.Name,
+		Description:    optional(v.Description),
+		Status:         string(v.Status),
+		Size:           gib(v.Size),
+		Attachments:    make([]Attachment, len(v.Attachments)),
+		Bootable:       fmt.Sprint(v.Bootable),
+		Metadata:       v.Properties,
+		SnapshotID:     optionalID(v.SnapshotID),
+		SourceVolumeID: optionalID(v.SourceVolumeID),
+		VolumeType:     v.Type,
+		CreatedAt:      Time{v.Created},
+		UpdatedAt:      Time{v.Updated},
+		SizeBytes:      v.Size,
+		PreviousStatus: optional(string(v.PreviousStatus)),
+		ActualBytes:    v.Allocated,
+		LiveBytes:      v.Live,
+		SnapshotUsage:  make([]SnapshotUsage, len(v.Snapshots)),
+	}
+	if out.Metadata == nil {
+		out.Metadata = map[string]string{}
+	}
+	for i, a := range v.Attachments {
+		out.Attachments[i] = Attachment{ID: a.ID.String(), Export: a.Export, AttachedAt: Time{a.Since}}
+	}
+	for i, u := range v.Snapshots {
+		out.SnapshotUsage[i] = SnapshotUsage{ID: u.ID.String(), Name: u.Name, Bytes: u.Bytes}
+	}
+	if s.config.VolumeURI != nil {
+		out.URI = s.config.VolumeURI(v.Name)
+	}
+	return out
+}
+
+// gib is n bytes in GiB, rounded up.
+func gib(n int64) int64 {
+	if n <= 0 {
+		return 0
+	}
+	return (n-1)/bytesPerGiB + 1
+}
+
+// optional is s, or null for an empty text.
+func optional(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+func optionalID(id layers.ID) *string {
+	if id.IsZero() {
+		return nil
+	}
+	return optional(id.String())
+}
+
+func operation(o catalog.Operation) Operation {
+	return Operation{
+		ID:        o.ID.String(),
+		Kind:      o.Kind,
+		SubjectID: o.Subject.String(),
+		State:     string(o.State),
+		Error:     optional(o.Error),
+		DoneBytes: o.Done,
+		TotalSize: o.Total,
+		StartedAt: Time{o.Started},
+		EndedAt:   Time{o.Ended},
+	}
+}
