@@ -1,10 +1,12 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"log/slog"
 	"net"
+	"sync"
 	"time"
 )
 
@@ -34,14 +36,167 @@ type Server struct {
 	// HandshakeTimeout bounds the time from accept to the first request.
 	// Zero means 30 seconds.
 	HandshakeTimeout time.Duration
+
+	mu        sync.Mutex
+	closing   bool
+	listeners map[net.Listener]struct{}
+	sessions  map[*session]context.CancelFunc
+	ended     sync.Cond // sessions has shrunk
 }
 
 // Serve accepts connections from l, which it closes, until ctx ends or
-// Shutdown is called. It returns after the last of its connections is gone.
+// Shutdown is called. It returns after the last of its connections is gone:
+// nil after Shutdown, otherwise why it ended.
+//
+// When ctx ends, connections are closed as they are: requests that the device
+// is serving end, but their replies may be lost.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	return errors.ErrUnsupported
+	if !s.enter(l) {
+		l.Close()
+		return errShutdown
+	}
+	defer s.leave(l)
+	stop := context.AfterFunc(ctx, func() { l.Close() })
+	defer stop()
+	var sessions sync.WaitGroup
+	err := s.accept(ctx, l, &sessions)
+	sessions.Wait()
+	return err
 }
 
-// Shutdown stops accepting, answers what is in flight, flushes the devices
-// and closes the connections. When ctx ends first, they are closed as they are.
-func (s *Server) Shutdown(ctx context.Context) error { return nil }
+// accept starts a session for each connection of l.
+func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.WaitGroup) error {
+	pause := time.Duration(0)
+	for {
+		conn, err := l.Accept()
+		switch {
+		case err == nil:
+			pause = 0
+			s.start(ctx, conn, sessions)
+		case ctx.Err() != nil:
+			return context.Cause(ctx)
+		case s.isClosing():
+			return nil
+		case errors.Is(err, net.ErrClosed):
+			return err
+		default: // out of descriptors, or the peer is gone already
+			pause = min(max(2*pause, 5*time.Millisecond), time.Second)
+			s.log().Error("nbd: accept", "error", err, "pause", pause)
+			select {
+			case <-time.After(pause):
+			case <-ctx.Done():
+			}
+		}
+	}
+}
+
+// start runs a session on conn, if there is room for one more.
+func (s *Server) start(ctx context.Context, conn net.Conn, sessions *sync.WaitGroup) {
+	if tcp, ok := conn.(*net.TCPConn); ok {
+		tcp.SetNoDelay(true) // replies are gathered already
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	t := newSession(ctx, s, conn)
+	s.mu.Lock()
+	refused := s.closing || len(s.sessions) >= s.maxConnections()
+	if !refused {
+		s.sessions[t] = cancel
+	}
+	s.mu.Unlock()
+	if refused {
+		s.log().Warn("nbd: connection refused", "limit", s.maxConnections())
+		t.in.free()
+		conn.Close()
+		cancel()
+		return
+	}
+	sessions.Go(func() {
+		stop := context.AfterFunc(ctx, func() { conn.Close() })
+		t.run()
+		stop()
+		cancel()
+		s.mu.Lock()
+		delete(s.sessions, t)
+		s.ended.Broadcast()
+		s.mu.Unlock()
+	})
+}
+
+// Shutdown stops accepting, answers what is in flight, refuses what comes
+// later with ESHUTDOWN, flushes the devices and closes the connections. When
+// ctx ends first, they are closed as they are, and it returns why ctx ended.
+// The server cannot be used again.
+func (s *Server) Shutdown(ctx context.Context) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.init()
+	s.closing = true
+	for l := range s.listeners {
+		l.Close()
+	}
+	for t := range s.sessions {
+		t.late.Store(true)
+		t.hurry()
+	}
+	stop := context.AfterFunc(ctx, s.abandon)
+	for len(s.sessions) > 0 {
+		s.ended.Wait()
+	}
+	if !stop() {
+		return context.Cause(ctx)
+	}
+	return nil
+}
+
+// abandon closes all connections as they are.
+func (s *Server) abandon() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, cancel := range s.sessions {
+		cancel()
+	}
+}
+
+// Connections is the number of connections that are served now.
+func (s *Server) Connections() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.sessions)
+}
+
+func (s *Server) init() {
+	if s.sessions == nil {
+		s.listeners = make(map[net.Listener]struct{})
+		s.sessions = make(map[*session]context.CancelFunc)
+		s.ended.L = &s.mu
+	}
+}
+
+func (s *Server) enter(l net.Listener) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.init()
+	if s.closing {
+		return false
+	}
+	s.listeners[l] = struct{}{}
+	return true
+}
+
+func (s *Server) leave(l net.Listener) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.listeners, l)
+	l.Close()
+}
+
+func (s *Server) isClosing() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.closing
+}
+
+func (s *Server) log() *slog.Logger               { return cmp.Or(s.Log, slog.Default()) }
+func (s *Server) maxConnections() int             { return cmp.Or(s.MaxConnections, 128) }
+func (s *Server) inFlight() int64                 { return cmp.Or(s.InFlight, 32<<20) }
+func (s *Server) handshakeTimeout() time.Duration { return cmp.Or(s.HandshakeTimeout, 30*time.Second) }

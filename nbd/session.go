@@ -1,0 +1,318 @@
+package nbd
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync/atomic"
+	"time"
+)
+
+const (
+	// quickBytes is the longest READ or WRITE that counts as small, in bytes.
+	quickBytes = 64 << 10
+
+	// batchBytes is how much the reader gathers before it sends, in bytes.
+	// It is below the usual size of a socket's send buffer.
+	batchBytes = 160 << 10
+
+	// requestBytes is what a request weighs beside its payload and content,
+	// in bytes.
+	requestBytes = 256
+
+	// linger bounds the wait for a client that has said goodbye to take the
+	// replies it is owed.
+	linger = 30 * time.Second
+)
+
+// A session is one connection. Its goroutine is the reader: it negotiates,
+// then parses requests, serves what is quick itself and gives the rest to the
+// schedule's workers.
+type session struct {
+	server *Server
+	ctx    context.Context // ends when the connection is torn down
+	conn   net.Conn
+	log    *slog.Logger
+	in     *input
+	out    outbox
+	tasks  schedule
+
+	// Agreed in the handshake.
+	structured bool // structured replies
+	allocation bool // base:allocation is selected
+	export     *Export
+	device     Device
+	size       uint64 // bytes, of the device when it was opened
+	readOnly   bool
+
+	// Of the reader.
+	request request
+	batch   *batch // replies that it has not sent
+	pace    pace
+
+	late     atomic.Bool // Shutdown was called: no new requests
+	failures atomic.Uint64
+}
+
+func newSession(ctx context.Context, server *Server, conn net.Conn) *session {
+	s := &session{
+		server: server,
+		ctx:    ctx,
+		conn:   conn,
+		log:    server.log().With("client", clientName(conn)),
+	}
+	s.in = newInput(conn)
+	s.out.init(conn, server.inFlight())
+	s.tasks.init(s.serveTask)
+	return s
+}
+
+// clientName names the peer for the log; unix sockets have no useful address.
+func clientName(conn net.Conn) string {
+	if a := conn.RemoteAddr(); a != nil && a.String() != "" && a.String() != "@" {
+		return a.String()
+	}
+	return "local"
+}
+
+// run serves the connection until it ends, and closes it.
+func (s *session) run() {
+	defer s.in.free()
+	defer s.conn.Close()
+	s.conn.SetDeadline(time.Now().Add(s.server.handshakeTimeout()))
+	if err := s.negotiate(); err != nil {
+		s.logEnd("nbd: handshake ended", err)
+		s.out.close()
+		return
+	}
+	s.log = s.log.With("export", s.export.Name)
+	s.log.Debug("nbd: export opened", "size", s.size, "read_only", s.readOnly)
+	s.conn.SetDeadline(time.Time{})
+	s.in.widen()
+	s.in.beforeRead = s.sendBatch
+	s.batch = newBatch()
+	if s.late.Load() {
+		s.hurry() // Shutdown came before the deadline was taken off
+	}
+	err := s.transmit()
+	s.finish()
+	s.logEnd("nbd: connection ended", err)
+}
+
+// logEnd tells why a connection ended. A client that goes is nothing special.
+func (s *session) logEnd(text string, err error) {
+	level := slog.LevelDebug
+	if errors.Is(err, errProtocol) {
+		level = slog.LevelWarn
+	}
+	s.log.Log(s.ctx, level, text, "reason", err)
+}
+
+// gone says whether the connection was torn down, so that nobody waits for a
+// reply.
+func (s *session) gone() bool { return s.ctx.Err() != nil }
+
+// hurry wakes the reader from a read.
+func (s *session) hurry() { s.conn.SetReadDeadline(time.Unix(1, 0)) }
+
+// errProtocol is a breach of the protocol after which there is no going on.
+var errProtocol = errors.New("protocol breach")
+
+// transmit serves requests until the client leaves, which is nil for DISC, or
+// Shutdown has let the last one finish.
+func (s *session) transmit() error {
+	closing := false
+	for {
+		if err := s.in.need(lenRequest); err != nil {
+			if s.late.Load() && !closing && errors.Is(err, os.ErrDeadlineExceeded) {
+				closing = true
+				s.conn.SetReadDeadline(time.Time{})
+				go func() { // refuse requests until the accepted ones are done
+					s.tasks.drain()
+					s.hurry()
+				}()
+				continue
+			}
+			return err
+		}
+		var ok bool
+		if s.request, ok = parseRequest(s.in.take(lenRequest)); !ok {
+			return fmt.Errorf("%w: a request without its magic", errProtocol)
+		}
+		if s.request.cmd == cmdDisc {
+			return nil
+		}
+		if err := s.accept(&s.request); err != nil {
+			return err
+		}
+	}
+}
+
+// accept refuses, serves or schedules one request.
+func (s *session) accept(r *request) error {
+	if why := s.check(r); why != nil {
+		if err := s.in.skip(r.payload()); err != nil {
+			return err
+		}
+		s.refuse(r, why, s.room())
+		return nil
+	}
+	if s.quick(r) {
+		payload, err := s.quickPayload(r)
+		if err != nil {
+			return err
+		}
+		s.perform(r, payload, s.room())
+		return nil
+	}
+	return s.schedule(r)
+}
+
+// quick says whether the reader serves r at once. Small reads and writes
+// are, unless the device has turned out to be slow, or a worker is at the same
+// bytes.
+func (s *session) quick(r *request) bool {
+	small := (r.cmd == cmdRead || r.cmd == cmdWrite) && r.n <= quickBytes && r.flags&cmdFlagFUA == 0
+	if !small || s.export.Remote && r.cmd == cmdRead {
+		return false
+	}
+	if s.pace.slow() && !s.alone(r) {
+		return false
+	}
+	return !s.tasks.mustWait(r)
+}
+
+// alone says whether nothing else of this connection waits: then handing r to
+// a worker would gain nothing.
+func (s *session) alone(r *request) bool {
+	return int64(len(s.in.waiting())) <= r.payload() && !s.tasks.busy()
+}
+
+// quickPayload returns the payload of r where it has arrived. It is valid until
+// the next read.
+func (s *session) quickPayload(r *request) ([]byte, error) {
+	if r.cmd != cmdWrite {
+		return nil, nil
+	}
+	if err := s.in.need(int(r.n)); err != nil {
+		return nil, err
+	}
+	return s.in.take(int(r.n)), nil
+}
+
+// room returns the reader's batch with room for one more reply.
+func (s *session) room() *batch {
+	if s.batch.full() || s.batch.bytes >= batchBytes {
+		s.sendBatch()
+	}
+	s.pace.tick()
+	s.batch.charge += requestBytes
+	return s.batch
+}
+
+// sendBatch sends what the reader has gathered.
+func (s *session) sendBatch() {
+	s.pace.stop()
+	if s.batch.empty() {
+		return
+	}
+	b := s.batch
+	s.batch = newBatch()
+	b.charge += int64(b.bytes)
+	s.out.sendInline(b)
+}
+
+// schedule gives r to a worker; a large read or write that is alone stays with
+// the reader.
+func (s *session) schedule(r *request) error {
+	charge := requestBytes + r.payload() + r.reply()
+	s.sendBatch()
+	if !s.out.acquire(charge) {
+		return net.ErrClosed
+	}
+	var payload *buffer
+	if r.payload() > 0 {
+		payload = newBuffer(int(r.payload()))
+		if err := s.in.readFull(payload.b[:r.n]); err != nil {
+			payload.free()
+			s.out.release(charge)
+			return err
+		}
+	}
+	if !s.keeps(r) {
+		s.tasks.add(r, payload, charge)
+		return nil
+	}
+	b := s.performAlone(r, payload, charge)
+	s.out.sendAcquired(b)
+	return nil
+}
+
+// keeps says whether the reader serves a request that is not small: a read or
+// a write with nothing else to do.
+func (s *session) keeps(r *request) bool {
+	if r.flags&cmdFlagFUA != 0 || len(s.in.waiting()) > 0 || s.tasks.busy() {
+		return false
+	}
+	return r.cmd == cmdRead && !s.export.Remote || r.cmd == cmdWrite || r.cmd == cmdBlockStatus && !s.export.Remote
+}
+
+// performAlone serves r with a batch of its own.
+func (s *session) performAlone(r *request, payload *buffer, charge int64) *batch {
+	b := newBatch()
+	b.charge = charge
+	if payload == nil {
+		s.perform(r, nil, b)
+		return b
+	}
+	s.perform(r, payload.b[:r.n], b)
+	payload.free()
+	return b
+}
+
+// serveTask is what a worker does.
+func (s *session) serveTask(t *task) {
+	s.out.sendPatient(s.performAlone(&t.request, t.payload, t.charge))
+}
+
+// finish lets the accepted requests end and their replies leave, and leaves the
+// export.
+func (s *session) finish() {
+	s.conn.SetWriteDeadline(time.Now().Add(linger))
+	s.sendBatch()
+	s.tasks.close()
+	s.out.close()
+	if s.late.Load() {
+		if err := s.guard("flush", s.flush); err != nil {
+			s.log.Error("nbd: flush at shutdown failed", "error", err)
+		}
+	}
+	s.batch.free()
+	s.closeExport(s.export)
+}
+
+// closeExport tells the owner of an export that the session has left it.
+func (s *session) closeExport(e *Export) {
+	if e.Close == nil {
+		return
+	}
+	if err := s.guard("close export", e.Close); err != nil {
+		s.log.Error("nbd: close export", "export", e.Name, "error", err)
+	}
+}
+
+// guard runs code of the export's owner and turns its panic into an error: it
+// must not end the other sessions.
+func (s *session) guard(act string, f func() error) (err error) {
+	defer func() {
+		if v := recover(); v != nil {
+			s.log.Error("nbd: panic", "act", act, "panic", v, "stack", string(debug.Stack()))
+			err = fmt.Errorf("%s: %w", act, errPanic)
+		}
+	}()
+	return f()
+}
