@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"strconv"
+	"sync"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -31,6 +32,8 @@ type Server struct {
 	log    *slog.Logger
 	cancel context.CancelFunc
 	done   chan struct{} // closed when nobody can reach the mount any more
+
+	mu sync.Mutex // held by Unmount: two that run at once would see each other's traces
 }
 
 // Mount shows what s has in the folder dir, which must exist and be empty,
@@ -159,14 +162,32 @@ func (s *Server) Unmount(ctx context.Context) error {
 		return nil
 	default:
 	}
-	mounted, err := s.mounted()
-	if err == nil && mounted {
-		err = s.detach(ctx)
-	}
-	if err != nil {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if err := s.detach(ctx); err != nil {
 		return fmt.Errorf("unmount %s: %w", s.dir, err)
 	}
 	return nil
+}
+
+func (s *Server) detach(ctx context.Context) error {
+	mounted, err := s.mounted()
+	if err != nil || !mounted {
+		return err
+	}
+	if detach(ctx, s.dir, false) == nil {
+		select {
+		case <-s.done:
+		case <-ctx.Done():
+		}
+		return nil
+	}
+	// It is in use, or somebody else was quicker.
+	err = detach(ctx, s.dir, true)
+	if mounted, again := s.mounted(); again == nil && !mounted {
+		return nil
+	}
+	return err
 }
 
 // mounted reports whether the mount is on top at its folder. One that is below
@@ -191,15 +212,4 @@ func (s *Server) mounted() (bool, error) {
 		}
 	}
 	return false, nil
-}
-
-func (s *Server) detach(ctx context.Context) error {
-	if err := detach(ctx, s.dir, false); err != nil {
-		return detach(ctx, s.dir, true) // in use
-	}
-	select {
-	case <-s.done:
-	case <-ctx.Done():
-	}
-	return nil
 }
