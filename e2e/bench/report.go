@@ -51,8 +51,8 @@ func (b *bench) reportNBD(w io.Writer) {
 	for _, job := range jobs {
 		unit := strings.Fields(job.Unit.format(0))[1]
 		throughput.add(append(b.nbdRow(job, "%.0f", job.Unit), unit)...)
-		latency.addIfAny(b.nbdRow(job, "%.1f", p50, p99, cpuPerOp)...)
-		flush.addIfAny(b.nbdRow(job, "%.0f", flushP50, flushP99)...)
+		latency.addIfMeasured(b.nbdRow(job, "%.1f", p50, p99, cpuPerOp)...)
+		flush.addIfMeasured(b.nbdRow(job, "%.0f", flushP50, flushP99)...)
 	}
 	throughput.write(w)
 	fmt.Fprint(w, "\n### NBD: latency p50 / p99 / the server's processor time for a request, µs\n\n")
@@ -176,16 +176,22 @@ func reportGaps(w io.Writer, title string, gaps []gap) {
 	}
 }
 
-// A table is Markdown in the making.
+// A table is Markdown in the making. Rows with nothing beyond their first cell
+// are left out.
 type table struct {
 	heads []string
 	rows  [][]string
 }
 
-func (t *table) add(cells ...string) { t.rows = append(t.rows, cells) }
+func (t *table) add(cells ...string) {
+	if slices.ContainsFunc(cells[1:], func(c string) bool { return c != "" }) {
+		t.rows = append(t.rows, cells)
+	}
+}
 
-// addIfAny adds a row unless it has no figure beyond its first cell.
-func (t *table) addIfAny(cells ...string) {
+// addIfMeasured adds a row that has at least one figure, and not only words
+// that say why there is none.
+func (t *table) addIfMeasured(cells ...string) {
 	if slices.ContainsFunc(cells[1:], func(c string) bool { return strings.ContainsAny(c, "0123456789") }) {
 		t.add(cells...)
 	}
