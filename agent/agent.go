@@ -2,9 +2,27 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"log/slog"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
 
 	"varve/agent/object"
+	"varve/catalog"
+	"varve/layers"
+)
+
+// maxMoving is how many operations move data at once. More would only share
+// the same disk and network.
+const maxMoving = 2
+
+// Why running operations are stopped. These are the causes of their contexts.
+var (
+	errCanceled = &Error{Reason: Stopped, Message: "canceled"}
+	errStopped  = &Error{Reason: Stopped, Message: "the daemon was stopped before it ended"}
 )
 
 // Config is what an Agent needs to start.
@@ -17,6 +35,11 @@ type Config struct {
 	// lacks comes from the daemon's environment.
 	OpenStore func(ctx context.Context, url string, env map[string]string) (object.Store, error)
 
+	// CreateStore is OpenStore for a target that is being added: it also makes
+	// the place if that is a folder without anything in it. Nil means
+	// OpenStore.
+	CreateStore func(ctx context.Context, url string, env map[string]string) (object.Store, error)
+
 	// Log receives what no caller can be told. Nil means slog.Default().
 	Log *slog.Logger
 }
@@ -24,17 +47,148 @@ type Config struct {
 // An Agent owns a state folder and carries out what is asked of it. All
 // methods are safe for concurrent use.
 type Agent struct {
-	config Config
+	config  Config
+	log     *slog.Logger
+	lock    *stateLock
+	catalog *catalog.Catalog
+	started time.Time
+
+	ctx     context.Context // of the operations; ended by Close
+	stop    context.CancelCauseFunc
+	work    sync.WaitGroup // running operations
+	moving  chan struct{}  // a place for each operation that moves data
+	closing sync.Once
+
+	mu       sync.Mutex // guards what follows; held for instants only
+	closed   bool
+	volumes  map[layers.ID]*volume
+	targets  map[layers.ID]*target
+	running  map[layers.ID]*operation
+	restores map[layers.ID]int // by backup: restores that read it
 }
 
 // Start takes the state folder, brings what a crash left behind into order and
 // opens the volumes. A folder that another daemon holds is an Error of reason
-// InUse with its pid.
+// InUse with its pid. A volume that cannot be opened is shown with the reason
+// and does not stop the others.
 func Start(ctx context.Context, c Config) (*Agent, error) {
-	return nil, fail(Internal, "not built yet")
+	if c.OpenStore == nil {
+		return nil, errors.New("agent: Config.OpenStore is missing")
+	}
+	if c.CreateStore == nil {
+		c.CreateStore = c.OpenStore
+	}
+	if c.Log == nil {
+		c.Log = slog.Default()
+	}
+	if err := os.MkdirAll(c.State, 0o700); err != nil {
+		return nil, fail(Unavailable, "make the state folder: %w", err)
+	}
+	lock, err := lockState(c.State)
+	if err != nil {
+		return nil, err
+	}
+	a, err := open(ctx, c, lock)
+	if err != nil {
+		lock.release()
+		return nil, err
+	}
+	return a, nil
+}
+
+// open does what Start does once the folder is taken.
+func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
+	for _, dir := range []string{"volumes", "secrets"} {
+		if err := os.MkdirAll(filepath.Join(c.State, dir), 0o700); err != nil {
+			return nil, fail(Unavailable, "make the state folder: %w", err)
+		}
+	}
+	dir := filepath.Join(c.State, "catalog")
+	cat, err := catalog.Open(dir, c.Log)
+	if err != nil {
+		return nil, fail(Unavailable, "%w. If it is damaged, move %s away and start again: "+
+			"the volumes are taken in as they are found, the targets have to be added again", err, dir)
+	}
+	a := &Agent{
+		config:   c,
+		log:      c.Log,
+		lock:     lock,
+		catalog:  cat,
+		started:  time.Now(),
+		moving:   make(chan struct{}, maxMoving),
+		volumes:  map[layers.ID]*volume{},
+		targets:  map[layers.ID]*target{},
+		running:  map[layers.ID]*operation{},
+		restores: map[layers.ID]int{},
+	}
+	a.ctx, a.stop = context.WithCancelCause(context.WithoutCancel(ctx))
+	if err := a.recover(ctx); err != nil {
+		a.closeVolumes() // The first error says more.
+		cat.Close()
+		return nil, err
+	}
+	return a, nil
 }
 
 // Close stops the running operations and records that they were stopped,
 // flushes and closes the volumes, and gives up the state folder. Exports and
-// images should be closed first; what is still open fails from now on.
-func (a *Agent) Close() error { return nil }
+// images should be closed first; what is still open fails from now on. Only the
+// first call counts.
+func (a *Agent) Close() error {
+	var err error
+	a.closing.Do(func() {
+		a.mu.Lock()
+		a.closed = true
+		a.mu.Unlock()
+		a.stop(errStopped)
+		a.work.Wait()
+		err = errors.Join(a.closeTargets(), a.closeVolumes(), a.catalog.Close(), a.lock.release())
+	})
+	return err
+}
+
+// Folder is the state folder.
+func (a *Agent) Folder() string { return a.config.State }
+
+// view runs f on one state of the catalog.
+func (a *Agent) view(f func(*catalog.Tx) error) error { return a.catalog.View(f) }
+
+// update runs f as one change of the catalog.
+func (a *Agent) update(f func(*catalog.Tx) error) error { return a.catalog.Update(f) }
+
+// change reads one record, lets f alter it and writes it back, in tx.
+func change[T any](tx *catalog.Tx, t catalog.Table[T], id layers.ID, f func(*T)) error {
+	record, err := t.Get(tx, id)
+	if err != nil {
+		return err
+	}
+	f(&record)
+	return t.Put(tx, record)
+}
+
+// all returns the records of a table, oldest first. Damaged ones are logged and
+// left out.
+func all[T any](a *Agent, tx *catalog.Tx, t catalog.Table[T]) []T {
+	var records []T
+	for record, err := range t.All(tx) {
+		if err != nil {
+			a.log.Error("a record is left out", "error", err)
+			continue
+		}
+		records = append(records, record)
+	}
+	return records
+}
+
+// list is all, in a transaction of its own.
+func list[T any](a *Agent, t catalog.Table[T]) ([]T, error) {
+	var records []T
+	err := a.view(func(tx *catalog.Tx) error {
+		records = all(a, tx, t)
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("read the catalog: %w", err)
+	}
+	return records, nil
+}

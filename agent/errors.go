@@ -69,3 +69,12 @@ func fail(r Reason, format string, args ...any) *Error {
 	err := fmt.Errorf(format, args...)
 	return &Error{Reason: r, Message: err.Error(), err: errors.Unwrap(err)}
 }
+
+// firstError returns the first of errors that were joined: one at a time is
+// what a person puts right.
+func firstError(err error) error {
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		return joined.Unwrap()[0]
+	}
+	return err
+}

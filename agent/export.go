@@ -2,7 +2,13 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"sync"
+	"time"
 
+	"varve/catalog"
 	"varve/layers"
 )
 
@@ -16,7 +22,7 @@ type ExportInfo struct {
 type Export struct {
 	Name        string
 	Description string
-	Layer       layers.Layer // a *layers.Volume if Writable
+	Layer       layers.Layer // a *layers.Volume if Writable; not to be closed but by Close
 	Writable    bool
 	close       func() error
 }
@@ -24,13 +30,155 @@ type Export struct {
 // Close ends the use of the export. Only the first call counts.
 func (e *Export) Close() error { return e.close() }
 
-// Exports returns what OpenExport opens, by name.
+// Exports returns what OpenExport opens now, volumes before their snapshots,
+// each by the name that is typed most easily: its name, or its id where others
+// have the same name.
 func (a *Agent) Exports(ctx context.Context) ([]ExportInfo, error) {
-	return nil, fail(Internal, "not built yet")
+	volumes, snapshots, err := a.volumeRecords()
+	if err != nil {
+		return nil, err
+	}
+	count := map[string]int{} // how many have a name
+	for _, v := range volumes {
+		count[v.Name]++
+	}
+	for _, s := range snapshots {
+		count[s.VolumeID.String()+"@"+s.Name]++
+	}
+	var exports []ExportInfo
+	for _, v := range volumes {
+		if !a.exportable(v) {
+			continue
+		}
+		name := v.Name
+		if count[name] > 1 {
+			name = v.ID.String()
+		}
+		exports = append(exports, ExportInfo{name, describeVolume(v)})
+		for _, s := range snapshots {
+			if s.VolumeID != v.ID || s.System || s.Status != catalog.Available {
+				continue
+			}
+			point := s.Name
+			if count[v.ID.String()+"@"+point] > 1 {
+				point = s.ID.String()
+			}
+			exports = append(exports, ExportInfo{name + "@" + point, describeSnapshot(s, v.Name)})
+		}
+	}
+	return exports, nil
+}
+
+func (a *Agent) exportable(record catalog.Volume) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v := a.volumes[record.ID]
+	if v == nil {
+		return false
+	}
+	_, err := v.usable(record)
+	return err == nil
+}
+
+func describeVolume(v catalog.Volume) string {
+	return fmt.Sprintf("volume %s, %d bytes", v.ID, v.Size)
+}
+
+func describeSnapshot(s catalog.Snapshot, volume string) string {
+	return fmt.Sprintf("snapshot %s of volume %s, %d bytes, %s, read-only", s.ID, volume, s.Size, s.Created.Format(time.RFC3339))
 }
 
 // OpenExport opens VOLUME for reading and writing, or VOLUME@SNAPSHOT for
-// reading; names or ids on either side.
+// reading; names or ids on either side. The id of a snapshot alone will do.
 func (a *Agent) OpenExport(ctx context.Context, name string) (*Export, error) {
-	return nil, fail(Internal, "not built yet")
+	volumes, snapshots, err := a.volumeRecords()
+	if err != nil {
+		return nil, err
+	}
+	if id, err := layers.ParseID(name); err == nil {
+		if slices.ContainsFunc(snapshots, func(s catalog.Snapshot) bool { return s.ID == id }) {
+			return a.exportSnapshot(name, volumes, snapshots)
+		}
+	}
+	if strings.Contains(name, "@") {
+		return a.exportSnapshot(name, volumes, snapshots)
+	}
+	return a.exportVolume(name)
+}
+
+// exportVolume opens a volume for reading and writing, which makes it in use.
+func (a *Agent) exportVolume(name string) (*Export, error) {
+	record, v, err := a.findVolume(name)
+	if err != nil {
+		return nil, err
+	}
+	attachment := Attachment{ID: layers.NewID(), Export: name, Since: time.Now().UTC()}
+	a.mu.Lock()
+	data, err := v.usable(record)
+	if err == nil {
+		v.attached[attachment.ID] = attachment
+	}
+	a.mu.Unlock()
+	if err != nil {
+		return nil, err
+	}
+	detach := sync.OnceValue(func() error {
+		a.mu.Lock()
+		delete(v.attached, attachment.ID)
+		closed := a.closed
+		a.mu.Unlock()
+		if closed {
+			return nil // The next start finds nobody attached.
+		}
+		return a.settleUse(v)
+	})
+	if err := a.settleUse(v); err != nil {
+		detach() // The first error says more.
+		return nil, err
+	}
+	return &Export{Name: name, Description: describeVolume(record), Layer: data, Writable: true, close: detach}, nil
+}
+
+// exportSnapshot opens a snapshot for reading.
+func (a *Agent) exportSnapshot(ref string, volumes []catalog.Volume, snapshots []catalog.Snapshot) (*Export, error) {
+	s, err := resolveSnapshot(ref, volumes, snapshots)
+	if err != nil {
+		return nil, err
+	}
+	record, view, done, err := a.openSnapshot(s)
+	if err != nil {
+		return nil, err
+	}
+	return &Export{Name: ref, Description: describeSnapshot(s, record.Name), Layer: view, close: done}, nil
+}
+
+// openSnapshot opens a snapshot for reading and keeps it from being deleted
+// until done is called, whose first call counts.
+func (a *Agent) openSnapshot(s catalog.Snapshot) (record catalog.Volume, view *layers.View, done func() error, err error) {
+	if s.Status != catalog.Available {
+		return record, nil, nil, fail(Conflict, "snapshot %s is in status %s: only one that is available can be read", s.Name, s.Status)
+	}
+	record, v, err := a.findVolume(s.VolumeID.String())
+	if err != nil {
+		return record, nil, nil, err
+	}
+	a.mu.Lock()
+	data, err := v.usable(record)
+	release := func() {}
+	if err == nil {
+		release = a.hold(v, s.ID)
+	}
+	a.mu.Unlock()
+	if err != nil {
+		return record, nil, nil, err
+	}
+	view, err = data.View(s.ID)
+	if err != nil {
+		release()
+		return record, nil, nil, dataError("read snapshot "+s.Name+" of volume "+record.Name, err)
+	}
+	return record, view, sync.OnceValue(func() error {
+		defer release()
+		return view.Close()
+	}), nil
 }

@@ -2,8 +2,12 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"io/fs"
+	"sync"
 	"time"
 
+	"varve/catalog"
 	"varve/layers"
 )
 
@@ -28,11 +32,71 @@ func (i *OpenedImage) Close() error { return i.close() }
 // Images returns every snapshot that a user made and every backup that is
 // available, from the catalog.
 func (a *Agent) Images(ctx context.Context) ([]Image, error) {
-	return nil, fail(Internal, "not built yet")
+	var images []Image
+	err := a.view(func(tx *catalog.Tx) error {
+		images = nil
+		names := map[layers.ID]string{}
+		for _, v := range all(a, tx, catalog.Volumes) {
+			names[v.ID] = v.Name
+		}
+		for _, s := range all(a, tx, catalog.Snapshots) {
+			if !s.System && s.Status == catalog.Available {
+				images = append(images, Image{s.ID, names[s.VolumeID], s.Name, s.Size, s.Created})
+			}
+		}
+		for _, b := range all(a, tx, catalog.Backups) {
+			if whole(b) {
+				images = append(images, Image{b.ID, b.VolumeName, b.Name, b.Size, b.DataTimestamp})
+			}
+		}
+		return nil
+	})
+	return images, err
 }
 
 // OpenImage opens the image of that ID. One that is gone is an error that
-// wraps fs.ErrNotExist.
+// wraps fs.ErrNotExist. Reading from a backup goes on until it is closed,
+// whatever becomes of ctx.
 func (a *Agent) OpenImage(ctx context.Context, id layers.ID) (*OpenedImage, error) {
-	return nil, fail(Internal, "not built yet")
+	var s catalog.Snapshot
+	err := a.view(func(tx *catalog.Tx) (err error) {
+		s, err = catalog.Snapshots.Get(tx, id)
+		return err
+	})
+	switch {
+	case err == nil:
+		return a.openSnapshotImage(s)
+	case errors.Is(err, fs.ErrNotExist):
+		return a.openBackupImage(ctx, id)
+	}
+	return nil, err
+}
+
+func (a *Agent) openSnapshotImage(s catalog.Snapshot) (*OpenedImage, error) {
+	_, view, done, err := a.openSnapshot(s)
+	if err != nil {
+		return nil, err
+	}
+	return &OpenedImage{view, done}, nil
+}
+
+func (a *Agent) openBackupImage(ctx context.Context, id layers.ID) (*OpenedImage, error) {
+	_, t, release, err := a.wholeBackup(ctx, id.String())
+	if err != nil {
+		return nil, err
+	}
+	r, done, err := a.useTarget(ctx, t)
+	release() // Using it holds it.
+	if err != nil {
+		return nil, err
+	}
+	layer, err := r.Layer(ctx, id)
+	if err != nil {
+		done()
+		return nil, targetError(t, "open backup "+id.String()+" in", err)
+	}
+	return &OpenedImage{layer, sync.OnceValue(func() error {
+		defer done()
+		return layer.Close()
+	})}, nil
 }

@@ -2,9 +2,22 @@ package agent
 
 import (
 	"context"
+	"fmt"
+	"os"
+	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/catalog"
+	"varve/layers"
+)
+
+// The state folder's file system is low when less than this is free, of all of
+// it and in bytes: then snapshots and writes will soon fail.
+const (
+	lowShare = 20 // one part in
+	lowBytes = 1 << 30
 )
 
 // Status is the daemon at a glance.
@@ -19,8 +32,8 @@ type Status struct {
 	Snapshots int // those that users made
 	Backups   int
 	Targets   []TargetStatus
-	Running   []catalog.Operation
-	Warnings  []string // what an operator should look at, each a sentence
+	Running   []catalog.Operation // newest first
+	Warnings  []string            // what an operator should look at, each a sentence
 }
 
 // TargetStatus is a target and whether it answers.
@@ -33,5 +46,89 @@ type TargetStatus struct {
 // Status looks at everything. Targets that do not answer within a few seconds
 // count as away.
 func (a *Agent) Status(ctx context.Context) (Status, error) {
-	return Status{}, fail(Internal, "not built yet")
+	s := Status{State: a.config.State, PID: os.Getpid(), Started: a.started}
+	volumes, err := a.Volumes(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	s.Volumes = len(volumes)
+	for _, v := range volumes {
+		if len(v.Attachments) > 0 {
+			s.InUse++
+		}
+		if failed(v.Status) {
+			s.warn("Volume %s (%s) is in status %s: %s.", v.Name, v.ID, v.Status, v.Reason)
+		}
+	}
+	snapshots, err := a.Snapshots(ctx, "", false)
+	if err != nil {
+		return Status{}, err
+	}
+	s.Snapshots = len(snapshots)
+	operations, err := a.Operations(ctx)
+	if err != nil {
+		return Status{}, err
+	}
+	for _, op := range operations {
+		if op.State == catalog.Running {
+			s.Running = append(s.Running, op)
+		}
+	}
+	if err := a.addTargets(ctx, &s); err != nil {
+		return Status{}, err
+	}
+	return s, s.addSpace()
+}
+
+func (s *Status) warn(format string, args ...any) {
+	s.Warnings = append(s.Warnings, fmt.Sprintf(format, args...))
+}
+
+// addTargets asks all targets at once whether they are there.
+func (a *Agent) addTargets(ctx context.Context, s *Status) error {
+	targets, err := a.Targets(ctx)
+	if err != nil {
+		return err
+	}
+	backups, err := list(a, catalog.Backups)
+	if err != nil {
+		return err
+	}
+	s.Backups = len(backups)
+	count := map[layers.ID]int{}
+	for _, b := range backups {
+		count[b.TargetID]++
+	}
+	s.Targets = make([]TargetStatus, len(targets))
+	var wg sync.WaitGroup
+	for i, t := range targets {
+		s.Targets[i] = TargetStatus{Target: t, Backups: count[t.ID]}
+		wg.Go(func() {
+			if err := a.probe(ctx, t); err != nil {
+				s.Targets[i].Error = err.Error()
+			}
+		})
+	}
+	wg.Wait()
+	for _, t := range s.Targets {
+		if t.Error != "" {
+			s.warn("Target %s (%s) cannot be used: %s.", t.Name, t.URL, t.Error)
+		}
+	}
+	return nil
+}
+
+// addSpace looks how much the file system of the state folder can take.
+func (s *Status) addSpace() error {
+	var fs unix.Statfs_t
+	if err := unix.Statfs(s.State, &fs); err != nil {
+		return fail(Unavailable, "look at the space of %s: %w", s.State, err)
+	}
+	s.Free = int64(fs.Bavail) * fs.Bsize
+	s.Capacity = int64(fs.Blocks) * fs.Bsize
+	if s.Free < lowBytes || s.Free < s.Capacity/lowShare {
+		s.warn("The file system of %s has only %d MiB free: volumes fail to write when it is full. Delete snapshots, or make room.",
+			s.State, s.Free>>20)
+	}
+	return nil
 }

@@ -2,9 +2,28 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
 
+	"varve/agent/object"
+	"varve/agent/repo"
 	"varve/catalog"
+	"varve/layers"
 )
+
+// Bounds on the patience with a target. Operations that move data have none
+// but the store's retries.
+const (
+	openTimeout  = time.Minute     // to open its repository, a key derivation included
+	syncTimeout  = 5 * time.Minute // to read its list of backups
+	probeTimeout = 5 * time.Second // to answer at all
+)
+
+// maxRequests is how many requests to one target are under way at once.
+const maxRequests = 16
 
 // NewTarget says what target to add. Exactly one of Passphrase and
 // NoEncryption is set.
@@ -16,28 +35,352 @@ type NewTarget struct {
 	Env          map[string]string // the target's credentials, by the names of the usual environment
 }
 
+// A target is what the agent has in memory of a target.
+type target struct {
+	opening chan struct{} // holds one place: for who opens the store or the repository
+
+	// These are guarded by Agent.mu.
+	store   object.Store // as it was opened, without retries; nil until then
+	repo    *repo.Repo   // nil until it is used
+	users   int          // who needs it now
+	removed bool
+}
+
+func newTarget(store object.Store, r *repo.Repo) *target {
+	return &target{opening: make(chan struct{}, 1), store: store, repo: r}
+}
+
 // AddTarget opens the repository at the URL, or creates it if the place is
-// empty, and remembers it.
+// empty, reads its list of backups and remembers it.
 func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (catalog.Target, error) {
-	return catalog.Target{}, fail(Internal, "not built yet")
+	record, err := a.checkTarget(n)
+	if err != nil {
+		return catalog.Target{}, err
+	}
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	store, err := a.config.CreateStore(ctx, record.URL, n.Env)
+	if err != nil {
+		return catalog.Target{}, targetError(record, "open", err)
+	}
+	r, err := openOrInit(ctx, patient(store), n)
+	if err != nil {
+		return catalog.Target{}, targetError(record, "open", err)
+	}
+	record.Encrypted, record.RepositoryID = r.Encrypted(), r.ID()
+	if err := a.rememberTarget(ctx, record, r, n); err != nil {
+		r.Close() // Nothing was written; the first error says more.
+		return catalog.Target{}, err
+	}
+	a.mu.Lock()
+	a.targets[record.ID] = newTarget(store, r)
+	a.mu.Unlock()
+	return a.Target(ctx, record.ID.String())
+}
+
+// checkTarget refuses what cannot be a target before anything is touched.
+func (a *Agent) checkTarget(n NewTarget) (catalog.Target, error) {
+	if err := checkName("target", n.Name); err != nil {
+		return catalog.Target{}, err
+	}
+	u, err := object.ParseURL(n.URL)
+	if err != nil {
+		return catalog.Target{}, fail(Invalid, "%w", err)
+	}
+	if n.NoEncryption == (n.Passphrase != "") {
+		return catalog.Target{}, fail(Invalid, "target %s needs either a passphrase or the explicit wish for no encryption", n.Name)
+	}
+	for name := range n.Env {
+		if !slices.ContainsFunc([]string{"OS_", "ST_", "AWS_"}, func(p string) bool { return strings.HasPrefix(name, p) }) {
+			return catalog.Target{}, fail(Invalid, "target %s: %q is no credential: names begin with OS_, ST_ or AWS_", n.Name, name)
+		}
+	}
+	return catalog.Target{ID: layers.NewID(), Name: n.Name, URL: u.String(), Created: time.Now().UTC()}, nil
+}
+
+// openOrInit opens the repository in the store or, if there is none, makes it.
+func openOrInit(ctx context.Context, store object.Store, n NewTarget) (*repo.Repo, error) {
+	r, err := repo.Open(ctx, store, repo.Key{Passphrase: n.Passphrase})
+	if errors.Is(err, repo.ErrNoRepository) {
+		return repo.Init(ctx, store, repo.Key{Passphrase: n.Passphrase}, repo.Params{NoEncryption: n.NoEncryption, Label: n.Name})
+	}
+	if err == nil && r.Encrypted() == n.NoEncryption {
+		r.Close() // Nothing was written.
+		if n.NoEncryption {
+			return nil, fail(Invalid, "the repository there is encrypted: give its passphrase")
+		}
+		return nil, fail(Invalid, "the repository there is not encrypted, a passphrase would promise too much: add it with no encryption")
+	}
+	return r, err
+}
+
+// rememberTarget keeps the secrets, then the record, then the list of backups.
+func (a *Agent) rememberTarget(ctx context.Context, record catalog.Target, r *repo.Repo, n NewTarget) error {
+	if err := a.writeSecrets(record.ID, secrets{n.Passphrase, n.Env}); err != nil {
+		return fail(Unavailable, "keep the secrets of target %s: %w", record.Name, err)
+	}
+	err := a.update(func(tx *catalog.Tx) error {
+		for _, t := range all(a, tx, catalog.Targets) {
+			switch {
+			case t.RepositoryID == record.RepositoryID:
+				return fail(Conflict, "the repository there is target %s (%s) already: use that, or remove it first", t.Name, t.ID)
+			case t.Name == record.Name:
+				return fail(Conflict, "there is a target %s already (%s): choose another name", t.Name, t.ID)
+			}
+		}
+		return catalog.Targets.Put(tx, record)
+	})
+	if err == nil {
+		if err = a.pull(ctx, record, r); err == nil {
+			return nil
+		}
+		err = errors.Join(err, a.dropTarget(record.ID))
+	}
+	return errors.Join(err, a.removeSecrets(record.ID))
 }
 
 // Targets returns every target, oldest first.
 func (a *Agent) Targets(ctx context.Context) ([]catalog.Target, error) {
-	return nil, fail(Internal, "not built yet")
+	return list(a, catalog.Targets)
 }
 
 // Target returns the target that ref, a name or an id, means.
 func (a *Agent) Target(ctx context.Context, ref string) (catalog.Target, error) {
-	return catalog.Target{}, fail(Internal, "not built yet")
+	records, err := list(a, catalog.Targets)
+	if err != nil {
+		return catalog.Target{}, err
+	}
+	return resolve("target", ref, records, func(t catalog.Target) named { return named{t.ID, t.Name, t.URL} })
 }
 
 // RemoveTarget forgets a target and its secrets. The backups stay in it.
 func (a *Agent) RemoveTarget(ctx context.Context, ref string) error {
-	return fail(Internal, "not built yet")
+	record, err := a.Target(ctx, ref)
+	if err != nil {
+		return err
+	}
+	t := a.targetOf(record.ID)
+	a.mu.Lock()
+	users := t.users
+	t.removed = t.removed || users == 0
+	r := t.repo
+	a.mu.Unlock()
+	if users > 0 {
+		return fail(InUse, "target %s is being used by %d operations, exports or mounts: wait for them or end them", record.Name, users)
+	}
+	err = errors.Join(a.dropTarget(record.ID), a.removeSecrets(record.ID))
+	a.mu.Lock()
+	delete(a.targets, record.ID) // If something stays, it can be used or removed again.
+	a.mu.Unlock()
+	if r != nil {
+		err = errors.Join(err, r.Close())
+	}
+	return err
 }
 
-// SyncTarget reads the target's list of backups into the catalog.
-func (a *Agent) SyncTarget(ctx context.Context, ref string) error {
-	return fail(Internal, "not built yet")
+// dropTarget takes a target out of the catalog: its backups, in portions that a
+// transaction holds, then itself.
+func (a *Agent) dropTarget(id layers.ID) error {
+	const portion = 500
+	for last := false; !last; {
+		err := a.update(func(tx *catalog.Tx) error {
+			n := 0
+			last = false
+			for _, b := range all(a, tx, catalog.Backups) {
+				if b.TargetID != id {
+					continue
+				}
+				if n++; n > portion {
+					return nil
+				}
+				if err := catalog.Backups.Delete(tx, b.ID); err != nil {
+					return err
+				}
+			}
+			last = true
+			return catalog.Targets.Delete(tx, id)
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// targetOf returns what is in memory of a target.
+func (a *Agent) targetOf(id layers.ID) *target {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t := a.targets[id]
+	if t == nil {
+		t = newTarget(nil, nil)
+		a.targets[id] = t
+	}
+	return t
+}
+
+// useTarget returns a target's repository, opened if it is not yet. It is not
+// removed or closed before release is called.
+func (a *Agent) useTarget(ctx context.Context, record catalog.Target) (r *repo.Repo, release func(), err error) {
+	release, err = a.holdTarget(record)
+	if err != nil {
+		return nil, nil, err
+	}
+	r, err = a.openRepository(ctx, record)
+	if err != nil {
+		release()
+		return nil, nil, targetError(record, "open", err)
+	}
+	return r, release, nil
+}
+
+// holdTarget keeps a target from being removed until release is called.
+func (a *Agent) holdTarget(record catalog.Target) (release func(), err error) {
+	t := a.targetOf(record.ID)
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if t.removed || a.closed {
+		return nil, fail(Conflict, "target %s is being removed", record.Name)
+	}
+	t.users++
+	return func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		t.users--
+	}, nil
+}
+
+// openRepository opens a target's repository once.
+func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*repo.Repo, error) {
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	t := a.targetOf(record.ID)
+	store, err := a.openStore(ctx, record)
+	if err != nil {
+		return nil, err
+	}
+	if err := t.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer t.leave()
+	a.mu.Lock()
+	r := t.repo
+	a.mu.Unlock()
+	if r != nil {
+		return r, nil
+	}
+	secret, err := a.readSecrets(record.ID)
+	if err != nil {
+		return nil, err
+	}
+	r, err = repo.Open(ctx, patient(store), repo.Key{Passphrase: secret.Passphrase})
+	if err != nil {
+		return nil, err
+	}
+	if r.ID() != record.RepositoryID {
+		r.Close() // Nothing was written.
+		return nil, fail(Conflict, "another repository is there now, %s instead of %s: remove the target and add it again", r.ID(), record.RepositoryID)
+	}
+	a.mu.Lock()
+	t.repo = r
+	a.mu.Unlock()
+	return r, nil
+}
+
+// openStore opens a target's store once.
+func (a *Agent) openStore(ctx context.Context, record catalog.Target) (object.Store, error) {
+	t := a.targetOf(record.ID)
+	if err := t.enter(ctx); err != nil {
+		return nil, err
+	}
+	defer t.leave()
+	a.mu.Lock()
+	store := t.store
+	a.mu.Unlock()
+	if store != nil {
+		return store, nil
+	}
+	secret, err := a.readSecrets(record.ID)
+	if err != nil {
+		return nil, err
+	}
+	store, err = a.config.OpenStore(ctx, record.URL, secret.Env)
+	if err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	t.store = store
+	a.mu.Unlock()
+	return store, nil
+}
+
+func (t *target) enter(ctx context.Context) error {
+	select {
+	case t.opening <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (t *target) leave() { <-t.opening }
+
+// probe reports whether a target answers.
+func (a *Agent) probe(ctx context.Context, record catalog.Target) error {
+	ctx, cancel := context.WithTimeout(ctx, probeTimeout)
+	defer cancel()
+	store, err := a.openStore(ctx, record)
+	if err != nil {
+		return err
+	}
+	for _, err := range store.List(ctx, "repo") {
+		return err
+	}
+	return errors.New("it answers, but holds no repository any more")
+}
+
+// closeTargets closes every open repository.
+func (a *Agent) closeTargets() error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var errs []error
+	for _, t := range a.targets {
+		if t.repo != nil {
+			errs = append(errs, t.repo.Close())
+			t.repo = nil
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// patient is how the agent uses every store.
+func patient(s object.Store) object.Store {
+	return object.Retry(object.Limit(s, maxRequests), object.Policy{})
+}
+
+// targetError says what could not be done with a target, why, and what to do.
+func targetError(t catalog.Target, doing string, err error) error {
+	var own *Error
+	what := fmt.Sprintf("%s target %s (%s)", doing, t.Name, t.URL)
+	switch {
+	case errors.As(err, &own):
+		return fail(own.Reason, "%s: %w", what, err)
+	case errors.Is(err, repo.ErrKey):
+		return fail(Denied, "%s: %w: check the passphrase", what, err)
+	case errors.Is(err, repo.ErrVersion):
+		return fail(Conflict, "%s: %w: use a newer version of varve", what, err)
+	case errors.Is(err, repo.ErrNoRepository):
+		return fail(NotFound, "%s: %w: remove the target and add it again", what, err)
+	case errors.Is(err, repo.ErrCorrupt), errors.Is(err, layers.ErrCorrupt):
+		return fail(Corrupt, "%s: %w", what, err)
+	case ReasonOf(err) == Denied:
+		return fail(Denied, "%s: %w: check the credentials", what, err)
+	case errors.Is(err, context.Canceled):
+		return fail(Stopped, "%s: %w", what, err)
+	}
+	var away *object.Error
+	if errors.As(err, &away) || errors.Is(err, context.DeadlineExceeded) {
+		return fail(Unavailable, "%s: %w: check that it is reachable, then try again", what, err)
+	}
+	return fail(Unavailable, "%s: %w", what, err)
 }

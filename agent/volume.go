@@ -2,10 +2,29 @@ package agent
 
 import (
 	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"varve/catalog"
 	"varve/layers"
+)
+
+// sectorSize is what the size of a volume is a multiple of, in bytes: the
+// smallest block that kernels know.
+const sectorSize = 512
+
+// What may have a volume for itself. A backup excludes other backups, a
+// restore and a deletion exclude everything.
+const (
+	byBackup   = "a backup"
+	byRestore  = "a restore"
+	byDeletion = "its deletion"
 )
 
 // NewVolume says what volume to create. Size is in bytes.
@@ -26,7 +45,7 @@ type Attachment struct {
 // VolumeView is a volume as it is shown.
 type VolumeView struct {
 	catalog.Volume
-	Attachments []Attachment
+	Attachments []Attachment    // oldest first
 	Allocated   int64           // bytes on disk, snapshots included
 	Live        int64           // bytes on disk that the live volume reads
 	Snapshots   []SnapshotUsage // oldest first, those that the system made included
@@ -39,27 +58,398 @@ type SnapshotUsage struct {
 	Bytes int64 // on disk
 }
 
+// A volume is what the agent has in memory of a volume.
+type volume struct {
+	id layers.ID
+
+	// chain is held by whoever changes the chain of layers together with the
+	// records about it. Reads and writes of data do not need it.
+	chain sync.Mutex
+
+	// These are guarded by Agent.mu.
+	data     *layers.Volume // nil if it is not open
+	err      error          // why it is not; nil while a restore is about to make it
+	attached map[layers.ID]Attachment
+	readers  map[layers.ID]int // by snapshot: who reads it now
+	busy     string            // what has the volume for itself; empty: nothing
+}
+
+func newVolume(id layers.ID, data *layers.Volume, err error) *volume {
+	return &volume{id: id, data: data, err: err, attached: map[layers.ID]Attachment{}, readers: map[layers.ID]int{}}
+}
+
+// volumeDir is where a volume's data is.
+func (a *Agent) volumeDir(id layers.ID) string {
+	return filepath.Join(a.config.State, "volumes", id.String())
+}
+
+func (a *Agent) volumeOptions(id layers.ID) layers.Options {
+	return layers.Options{Log: a.log.With("volume", id)}
+}
+
 // CreateVolume makes an empty volume.
 func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, error) {
-	return catalog.Volume{}, fail(Internal, "not built yet")
+	if err := errors.Join(checkName("volume", n.Name), checkTexts("volume", n.Description, n.Properties), checkSize(n.Size)); err != nil {
+		return catalog.Volume{}, firstError(err)
+	}
+	now := time.Now().UTC()
+	record := catalog.Volume{
+		ID: layers.NewID(), Name: n.Name, Description: n.Description, Size: n.Size, Status: catalog.Creating,
+		Type: "default", Properties: n.Properties, Created: now, Updated: now,
+	}
+	if err := a.update(func(tx *catalog.Tx) error { return catalog.Volumes.Put(tx, record) }); err != nil {
+		return catalog.Volume{}, err
+	}
+	v, err := a.makeVolume(record)
+	if err == nil {
+		record.Status = catalog.Available
+		err = a.update(func(tx *catalog.Tx) error { return catalog.Volumes.Put(tx, record) })
+	}
+	if err != nil {
+		if v != nil {
+			v.data.Close() // It goes anyway.
+		}
+		return catalog.Volume{}, errors.Join(dataError("create volume "+n.Name, err), a.unmakeVolume(record.ID))
+	}
+	a.mu.Lock()
+	a.volumes[record.ID] = v
+	a.mu.Unlock()
+	return record, nil
+}
+
+// makeVolume makes a volume's folder.
+func (a *Agent) makeVolume(record catalog.Volume) (*volume, error) {
+	data, err := layers.Create(a.volumeDir(record.ID), record.ID, record.Size, a.volumeOptions(record.ID))
+	if err != nil {
+		return nil, err
+	}
+	return newVolume(record.ID, data, nil), nil
+}
+
+// unmakeVolume removes a volume's folder, which nobody has open, then what the
+// catalog knows of it.
+func (a *Agent) unmakeVolume(id layers.ID) error {
+	if err := os.RemoveAll(a.volumeDir(id)); err != nil {
+		return err
+	}
+	return a.update(func(tx *catalog.Tx) error {
+		for _, s := range all(a, tx, catalog.Snapshots) {
+			if s.VolumeID != id {
+				continue
+			}
+			if err := catalog.Snapshots.Delete(tx, s.ID); err != nil {
+				return err
+			}
+		}
+		return catalog.Volumes.Delete(tx, id)
+	})
+}
+
+// checkSize refuses a size in bytes that no disk can have. How large a volume
+// can be is for layers to say.
+func checkSize(size int64) error {
+	if size <= 0 || size%sectorSize != 0 {
+		return fail(Invalid, "a volume cannot have %d bytes: its size is a positive multiple of %d bytes", size, sectorSize)
+	}
+	return nil
+}
+
+// dataError is a failure of layers: a request that it refuses, or a disk that
+// fails.
+func dataError(doing string, err error) error {
+	reason := Unavailable
+	switch {
+	case errors.Is(err, fs.ErrInvalid):
+		reason = Invalid
+	case errors.Is(err, layers.ErrCorrupt):
+		reason = Corrupt
+	}
+	return fail(reason, "%s: %w", doing, err)
 }
 
 // Volumes returns every volume, oldest first.
 func (a *Agent) Volumes(ctx context.Context) ([]VolumeView, error) {
-	return nil, fail(Internal, "not built yet")
+	records, snapshots, err := a.volumeRecords()
+	if err != nil {
+		return nil, err
+	}
+	views := make([]VolumeView, 0, len(records))
+	for _, record := range records {
+		views = append(views, a.viewVolume(record, snapshots))
+	}
+	return views, nil
 }
 
 // Volume returns the volume that ref, a name or an id, means.
 func (a *Agent) Volume(ctx context.Context, ref string) (VolumeView, error) {
-	return VolumeView{}, fail(Internal, "not built yet")
+	records, snapshots, err := a.volumeRecords()
+	if err != nil {
+		return VolumeView{}, err
+	}
+	record, err := resolve("volume", ref, records, ofVolume)
+	if err != nil {
+		return VolumeView{}, err
+	}
+	return a.viewVolume(record, snapshots), nil
+}
+
+func (a *Agent) volumeRecords() (volumes []catalog.Volume, snapshots []catalog.Snapshot, err error) {
+	err = a.view(func(tx *catalog.Tx) error {
+		volumes, snapshots = all(a, tx, catalog.Volumes), all(a, tx, catalog.Snapshots)
+		return nil
+	})
+	return volumes, snapshots, err
+}
+
+func ofVolume(v catalog.Volume) named {
+	return named{v.ID, v.Name, "created " + v.Created.Format(time.DateTime)}
+}
+
+// viewVolume adds to a record what is known of the volume besides.
+func (a *Agent) viewVolume(record catalog.Volume, snapshots []catalog.Snapshot) VolumeView {
+	view := VolumeView{Volume: record}
+	a.mu.Lock()
+	v := a.volumes[record.ID]
+	var data *layers.Volume
+	if v != nil {
+		data = v.data
+		for _, attachment := range v.attached {
+			view.Attachments = append(view.Attachments, attachment)
+		}
+		if v.err != nil && !failed(record.Status) && record.Status != catalog.Deleting {
+			view.Status, view.Reason = catalog.Error, v.err.Error()
+		}
+	}
+	a.mu.Unlock()
+	slices.SortFunc(view.Attachments, func(x, y Attachment) int { return x.Since.Compare(y.Since) })
+	if data == nil {
+		return view
+	}
+	usage := data.Usage()
+	view.Size, view.Allocated, view.Live = data.Size(), usage.Allocated, usage.Live
+	names := map[layers.ID]string{}
+	for _, s := range snapshots {
+		names[s.ID] = s.Name
+	}
+	for _, b := range data.Boundaries() {
+		if !b.Mark {
+			view.Snapshots = append(view.Snapshots, SnapshotUsage{b.ID, names[b.ID], b.Bytes})
+		}
+	}
+	return view
+}
+
+// findVolume returns the record that ref means and the volume in memory.
+func (a *Agent) findVolume(ref string) (catalog.Volume, *volume, error) {
+	records, err := list(a, catalog.Volumes)
+	if err != nil {
+		return catalog.Volume{}, nil, err
+	}
+	record, err := resolve("volume", ref, records, ofVolume)
+	if err != nil {
+		return catalog.Volume{}, nil, err
+	}
+	a.mu.Lock()
+	v := a.volumes[record.ID]
+	a.mu.Unlock()
+	if v == nil {
+		return catalog.Volume{}, nil, fail(Conflict, "volume %s is %s: try again when that is over", record.Name, record.Status)
+	}
+	return record, v, nil
+}
+
+// usable returns the open volume, or says why nothing can be done with it now.
+// The caller holds Agent.mu.
+func (v *volume) usable(record catalog.Volume) (*layers.Volume, error) {
+	switch {
+	case v.busy == byRestore || v.busy == byDeletion:
+		return nil, fail(Conflict, "volume %s is taken by %s: try again when that is over", record.Name, v.busy)
+	case v.err != nil:
+		return nil, fail(Unavailable, "volume %s cannot be used: %w", record.Name, v.err)
+	case v.data == nil:
+		return nil, fail(Conflict, "volume %s is not there yet: try again", record.Name)
+	}
+	if failed(record.Status) {
+		return nil, fail(Conflict, "volume %s is in status %s (%s): restore a backup onto it or delete it",
+			record.Name, record.Status, record.Reason)
+	}
+	return v.data, nil
+}
+
+// failed reports whether a status is one of the errors.
+func failed(s catalog.Status) bool {
+	return s == catalog.Error || s == catalog.ErrorRestoring || s == catalog.ErrorDeleting
+}
+
+// usable is volume.usable for callers without Agent.mu.
+func (a *Agent) usable(record catalog.Volume, v *volume) (*layers.Volume, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return v.usable(record)
+}
+
+// claim gives the volume to one purpose if allowed, called with Agent.mu held,
+// has no objection.
+func (a *Agent) claim(v *volume, purpose string, allowed func() error) error {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if err := allowed(); err != nil {
+		return err
+	}
+	v.busy = purpose
+	return nil
+}
+
+// unclaim ends a claim.
+func (a *Agent) unclaim(v *volume) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v.busy = ""
+}
+
+// idle says why a volume cannot be given to something that excludes all else.
+// The caller holds Agent.mu.
+func (v *volume) idle(record catalog.Volume) error {
+	switch {
+	case v.busy != "":
+		return fail(Conflict, "volume %s is taken by %s: wait for it or cancel it", record.Name, v.busy)
+	case len(v.attached) > 0:
+		return fail(InUse, "volume %s is in use: detach it first", record.Name)
+	case len(v.readers) > 0:
+		return fail(InUse, "a snapshot of volume %s is being read, by an export or a mount: close that first", record.Name)
+	}
+	return nil
+}
+
+// settleUse brings the record's status in line with whether the volume is in
+// use. Where a backup holds the status, it changes what that returns to.
+func (a *Agent) settleUse(v *volume) error {
+	return a.update(func(tx *catalog.Tx) error {
+		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) {
+			use := a.useOf(v)
+			switch {
+			case r.Status == catalog.Available || r.Status == catalog.InUse:
+				r.Status = use
+			case r.PreviousStatus == catalog.Available || r.PreviousStatus == catalog.InUse:
+				r.PreviousStatus = use
+			}
+		})
+	})
+}
+
+// useOf is the status of a volume that nothing happens to.
+func (a *Agent) useOf(v *volume) catalog.Status {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if len(v.attached) > 0 {
+		return catalog.InUse
+	}
+	return catalog.Available
 }
 
 // GrowVolume makes a volume size bytes long. It may be in use.
 func (a *Agent) GrowVolume(ctx context.Context, ref string, size int64) (VolumeView, error) {
-	return VolumeView{}, fail(Internal, "not built yet")
+	if err := checkSize(size); err != nil {
+		return VolumeView{}, err
+	}
+	record, v, err := a.findVolume(ref)
+	if err != nil {
+		return VolumeView{}, err
+	}
+	v.chain.Lock()
+	defer v.chain.Unlock()
+	data, err := a.usable(record, v)
+	if err != nil {
+		return VolumeView{}, err
+	}
+	if size < data.Size() {
+		return VolumeView{}, fail(Invalid, "volume %s cannot shrink from %d to %d bytes: what lies behind the new end would be lost. "+
+			"Create a smaller volume and copy what you need", record.Name, data.Size(), size)
+	}
+	if err := data.Grow(size); err != nil {
+		return VolumeView{}, dataError(fmt.Sprintf("grow volume %s to %d bytes", record.Name, size), err)
+	}
+	err = a.update(func(tx *catalog.Tx) error {
+		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Size, r.Updated = size, time.Now().UTC() })
+	})
+	if err != nil {
+		return VolumeView{}, err
+	}
+	return a.Volume(ctx, v.id.String())
 }
 
 // DeleteVolume removes a volume and its snapshots. Its backups stay.
 func (a *Agent) DeleteVolume(ctx context.Context, ref string) error {
-	return fail(Internal, "not built yet")
+	record, v, err := a.findVolume(ref)
+	if err != nil {
+		return err
+	}
+	err = a.claim(v, byDeletion, func() error {
+		var locked *layers.LockedError
+		if errors.As(v.err, &locked) {
+			return fail(InUse, "volume %s: %w", record.Name, v.err)
+		}
+		return v.idle(record)
+	})
+	if err != nil {
+		return err
+	}
+	defer a.unclaim(v)
+	v.chain.Lock() // What began before the claim ends first.
+	defer v.chain.Unlock()
+	return a.removeVolume(v, record.Name)
+}
+
+// removeVolume deletes a volume that the caller has claimed.
+func (a *Agent) removeVolume(v *volume, name string) error {
+	err := a.update(func(tx *catalog.Tx) error {
+		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Status, r.Updated = catalog.Deleting, time.Now().UTC() })
+	})
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	data := v.data
+	v.data, v.err = nil, errors.New("it was being deleted")
+	a.mu.Unlock()
+	if data != nil {
+		data.Close() // What it could not write goes anyway.
+	}
+	if err := a.unmakeVolume(v.id); err != nil {
+		a.mu.Lock()
+		v.err = err
+		a.mu.Unlock()
+		recordErr := a.update(func(tx *catalog.Tx) error {
+			return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Status, r.Reason = catalog.ErrorDeleting, err.Error() })
+		})
+		return errors.Join(fail(Unavailable, "delete volume %s: %w. Delete it again when that is put right", name, err), recordErr)
+	}
+	a.mu.Lock()
+	delete(a.volumes, v.id)
+	a.mu.Unlock()
+	return nil
+}
+
+// closeVolumes flushes and closes every volume.
+func (a *Agent) closeVolumes() error {
+	a.mu.Lock()
+	volumes := make([]*volume, 0, len(a.volumes))
+	for _, v := range a.volumes {
+		volumes = append(volumes, v)
+	}
+	a.mu.Unlock()
+	var errs []error
+	for _, v := range volumes {
+		a.mu.Lock()
+		data := v.data
+		v.data, v.err = nil, errStopped
+		a.mu.Unlock()
+		if data == nil {
+			continue
+		}
+		if err := data.Close(); err != nil && !errors.Is(err, fs.ErrClosed) {
+			errs = append(errs, fail(Unavailable, "close volume %s: %w", v.id, err))
+		}
+	}
+	return errors.Join(errs...)
 }

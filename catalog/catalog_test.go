@@ -70,7 +70,7 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 		map[string]string{"a": "ü"}, id(), id(), when, when})
 	roundTrip(t, Snapshots, Snapshot{id(), id(), "s", "", 4096, Error, "why", true, when})
 	roundTrip(t, Backups, Backup{ID: id(), TargetID: id(), ParentID: id(), Status: Creating, Duration: time.Hour, Created: when})
-	roundTrip(t, Targets, Target{id(), "t", "s3://bucket", true, when, time.Time{}})
+	roundTrip(t, Targets, Target{id(), id(), "t", "s3://bucket", true, when, time.Time{}})
 	roundTrip(t, Operations, Operation{id(), "backup create", id(), Failed, "no", "note", 1, 2, when, when})
 }
 

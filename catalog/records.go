@@ -83,12 +83,13 @@ type Backup struct {
 
 // A Target is a backup target: a repository in an object store.
 type Target struct {
-	ID        layers.ID
-	Name      string
-	URL       string // never holds a secret
-	Encrypted bool
-	Created   time.Time
-	Synced    time.Time // when its list of backups was last read; zero: never
+	ID           layers.ID
+	RepositoryID layers.ID // what the repository calls itself
+	Name         string
+	URL          string // never holds a secret
+	Encrypted    bool
+	Created      time.Time
+	Synced       time.Time // when its list of backups was last read; zero: never
 }
 
 // OperationState is where an Operation stands.

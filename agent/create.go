@@ -1,0 +1,460 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io"
+	"iter"
+	"slices"
+	"time"
+
+	"varve/agent/repo"
+	"varve/catalog"
+	"varve/layers"
+)
+
+const kindBackup = "backup create"
+
+// maxReason bounds the reasons that records keep, in bytes.
+const maxReason = 2048
+
+// NewBackup says what backup to create. Volume and Target are names or ids;
+// an empty Target means the only one there is.
+type NewBackup struct {
+	Volume      string
+	Target      string
+	Name        string // empty means the time
+	Description string
+	Snapshot    string // of that volume; empty means the present state
+	Force       bool   // also if the volume is in use
+	Incremental bool   // only what changed since the newest backup
+}
+
+// A creation is a backup that is being made.
+type creation struct {
+	a           *Agent
+	volume      *volume
+	data        *layers.Volume
+	target      catalog.Target
+	backup      catalog.Backup // as it was recorded last
+	incremental bool
+	release     []func() // gives back what was claimed, last first
+}
+
+// CreateBackup begins a backup and returns at once. The operation's subject is
+// the backup.
+func (a *Agent) CreateBackup(ctx context.Context, n NewBackup) (BackupView, catalog.Operation, error) {
+	c, err := a.prepareBackup(ctx, n)
+	if err != nil {
+		return BackupView{}, catalog.Operation{}, err
+	}
+	op, err := a.start(job{
+		kind:    kindBackup,
+		subject: c.backup.ID,
+		begin:   c.begin,
+		work:    c.work,
+		settle:  c.settle,
+		release: c.giveBack,
+	})
+	if err != nil {
+		return BackupView{}, catalog.Operation{}, err
+	}
+	b, err := a.Backup(ctx, op.Subject.String())
+	return b, op, err
+}
+
+// prepareBackup finds what the request names and claims it. Nothing is
+// recorded yet.
+func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, error) {
+	now := time.Now().UTC()
+	if n.Name == "" {
+		n.Name = timeName(now)
+	}
+	if err := errors.Join(checkName("backup", n.Name), checkTexts("backup", n.Description, nil)); err != nil {
+		return nil, firstError(err)
+	}
+	record, v, err := a.findVolume(n.Volume)
+	if err != nil {
+		return nil, err
+	}
+	t, err := a.targetFor(ctx, n.Target)
+	if err != nil {
+		return nil, err
+	}
+	c := &creation{a: a, volume: v, target: t, incremental: n.Incremental, backup: catalog.Backup{
+		ID: layers.NewID(), TargetID: t.ID, VolumeID: v.id, VolumeName: record.Name,
+		Name: n.Name, Description: n.Description, Status: catalog.Creating,
+		Size: record.Size, DataTimestamp: now, Created: now, Updated: now,
+	}}
+	if n.Snapshot != "" {
+		if err := c.takeSnapshot(n.Snapshot, record); err != nil {
+			return nil, err
+		}
+	}
+	if err := c.claim(record, n.Force); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// targetFor returns the target that ref means; an empty one means the only
+// target there is.
+func (a *Agent) targetFor(ctx context.Context, ref string) (catalog.Target, error) {
+	if ref != "" {
+		return a.Target(ctx, ref)
+	}
+	targets, err := a.Targets(ctx)
+	switch {
+	case err != nil:
+		return catalog.Target{}, err
+	case len(targets) == 0:
+		return catalog.Target{}, fail(Invalid, "there is no backup target yet: add one with target add")
+	case len(targets) > 1:
+		return catalog.Target{}, fail(Invalid, "there are %d backup targets: say which one", len(targets))
+	}
+	return targets[0], nil
+}
+
+// takeSnapshot makes the named snapshot what is backed up.
+func (c *creation) takeSnapshot(ref string, volume catalog.Volume) error {
+	volumes, snapshots, err := c.a.volumeRecords()
+	if err != nil {
+		return err
+	}
+	own := slices.DeleteFunc(snapshots, func(s catalog.Snapshot) bool { return s.VolumeID != volume.ID })
+	s, err := resolveSnapshot(ref, volumes, own)
+	if err != nil {
+		return err
+	}
+	if s.Status != catalog.Available {
+		return fail(Conflict, "snapshot %s is in status %s: only one that is available can be backed up", s.Name, s.Status)
+	}
+	c.backup.SnapshotID, c.backup.BoundaryID = s.ID, s.ID
+	c.backup.Size, c.backup.DataTimestamp = s.Size, s.Created
+	return nil
+}
+
+// claim takes the volume and the target, or says why they cannot be had.
+func (c *creation) claim(record catalog.Volume, force bool) error {
+	named := !c.backup.SnapshotID.IsZero()
+	v := c.volume
+	err := c.a.claim(v, byBackup, func() (err error) {
+		if c.data, err = v.usable(record); err != nil {
+			return err
+		}
+		switch {
+		case v.busy != "":
+			return fail(Conflict, "volume %s is being backed up already: wait for that backup or cancel it", record.Name)
+		case len(v.attached) > 0 && !force && !named:
+			return fail(InUse, "Invalid volume: volume %s is in use. Back it up with --force, or back up one of its snapshots with --snapshot", record.Name)
+		}
+		if named {
+			c.release = append(c.release, c.a.hold(v, c.backup.SnapshotID))
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	c.release = append(c.release, func() { c.a.unclaim(v) })
+	release, err := c.a.holdTarget(c.target)
+	if err != nil {
+		c.giveBack()
+		return err
+	}
+	c.release = append(c.release, release)
+	return nil
+}
+
+// giveBack ends every claim.
+func (c *creation) giveBack() {
+	for _, release := range slices.Backward(c.release) {
+		release()
+	}
+}
+
+// begin records the backup and the volume's status.
+func (c *creation) begin(tx *catalog.Tx) error {
+	v, err := catalog.Volumes.Get(tx, c.volume.id)
+	if err != nil {
+		return err
+	}
+	v.PreviousStatus, v.Status = c.a.useOf(c.volume), catalog.BackingUp
+	return errors.Join(catalog.Volumes.Put(tx, v), catalog.Backups.Put(tx, c.backup))
+}
+
+// work makes the backup. The temporary snapshot, if there is one, goes whatever
+// happens.
+func (c *creation) work(ctx context.Context, op *operation) error {
+	err := c.fixBoundary()
+	if err == nil {
+		err = c.copy(ctx, op)
+	}
+	c.dropTemporary(err == nil)
+	return err
+}
+
+// fixBoundary decides which boundary's data is backed up and, if it has to be
+// made, makes it: what is written from now on is not in the backup. A volume
+// that nobody has open and nobody wrote to since its newest snapshot needs
+// none.
+func (c *creation) fixBoundary() error {
+	if !c.backup.BoundaryID.IsZero() {
+		return nil
+	}
+	a, v := c.a, c.volume
+	v.chain.Lock()
+	defer v.chain.Unlock()
+	if tip, ok := c.cleanTip(); ok {
+		return c.change(func(b *catalog.Backup) { b.BoundaryID, b.Size = tip.ID, tip.Size })
+	}
+	s := catalog.Snapshot{
+		ID: layers.NewID(), VolumeID: v.id, Name: "backup_" + c.backup.ID.String(), System: true, Created: time.Now().UTC(),
+	}
+	return a.seal(c.data, &s, func(tx *catalog.Tx) error {
+		return c.changeIn(tx, func(b *catalog.Backup) { b.TempSnapshotID, b.BoundaryID, b.Size = s.ID, s.ID, s.Size })
+	})
+}
+
+// cleanTip returns the newest snapshot if the volume is just as that is, and
+// holds it.
+func (c *creation) cleanTip() (layers.Boundary, bool) {
+	boundaries := c.data.Boundaries()
+	if len(boundaries) == 0 {
+		return layers.Boundary{}, false
+	}
+	tip := boundaries[len(boundaries)-1]
+	c.a.mu.Lock()
+	defer c.a.mu.Unlock()
+	if tip.Mark || len(c.volume.attached) > 0 || !c.data.Clean() || tip.Size != c.data.Size() {
+		return layers.Boundary{}, false
+	}
+	c.release = append(c.release, c.a.hold(c.volume, tip.ID))
+	return tip, true
+}
+
+// copy copies the boundary's data into the target and records that it is
+// there.
+func (c *creation) copy(ctx context.Context, op *operation) error {
+	leave, err := c.a.place(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	r, release, err := c.a.useTarget(ctx, c.target)
+	if err != nil {
+		return err
+	}
+	defer release()
+	source, err := c.data.View(c.backup.BoundaryID)
+	if err != nil {
+		return dataError("read the snapshot", err)
+	}
+	defer source.Close() // Nothing was written.
+	begun := time.Now()
+	made, err := c.create(ctx, r, source, op)
+	if err != nil {
+		c.sweep(ctx, r)
+		return targetError(c.target, "write a backup to", err)
+	}
+	return c.recordMade(made, time.Since(begun))
+}
+
+// create makes the backup in the repository: what changed since the parent
+// where that is asked for and possible, or else everything.
+func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer, op *operation) (repo.Backup, error) {
+	j := repo.Job{
+		ID: c.backup.ID, Volume: c.backup.VolumeID, VolumeName: c.backup.VolumeName,
+		Name: c.backup.Name, Description: c.backup.Description,
+		Source: source, Boundary: c.backup.BoundaryID, Snapshot: c.backup.SnapshotID,
+		DataTimestamp: c.backup.DataTimestamp, Created: c.backup.Created,
+		Progress: op.progress,
+	}
+	if c.incremental {
+		changes, why, err := c.changesSinceParent()
+		switch {
+		case err != nil:
+			return repo.Backup{}, err
+		case why != "":
+			op.note(why + ": a full backup was made")
+		default:
+			defer changes.Close() // Nothing was written.
+			j.Parent, j.Changes = c.backup.ParentID, changes
+		}
+	}
+	made, err := r.Create(ctx, j)
+	if !errors.Is(err, repo.ErrParentGone) {
+		return made, err
+	}
+	op.note("the newest backup is gone from the target: a full backup was made")
+	if err := c.change(func(b *catalog.Backup) { b.ParentID = layers.ID{} }); err != nil {
+		return repo.Backup{}, err
+	}
+	j.Parent, j.Changes = layers.ID{}, nil
+	return r.Create(ctx, j)
+}
+
+// changesSinceParent chooses the parent and returns where the volume changed
+// since. If there is none to go by, why says so.
+func (c *creation) changesSinceParent() (changes closingLayer, why string, err error) {
+	before := c.boundariesUpTo()
+	var parent catalog.Backup
+	err = c.a.update(func(tx *catalog.Tx) error {
+		parent, why = c.chooseParent(tx, before)
+		if why != "" {
+			return nil
+		}
+		return c.changeIn(tx, func(b *catalog.Backup) { b.ParentID = parent.ID })
+	})
+	if err != nil || why != "" {
+		return nil, why, err
+	}
+	if parent.BoundaryID == c.backup.BoundaryID {
+		return unchanged(c.backup.Size), "", nil
+	}
+	diff, err := c.data.Diff(parent.BoundaryID, c.backup.BoundaryID)
+	if err != nil {
+		return nil, "", dataError("look for what changed since backup "+parent.ID.String(), err)
+	}
+	return diff, "", nil
+}
+
+// boundariesUpTo returns the boundaries of the chain that are not later than
+// the one that is backed up.
+func (c *creation) boundariesUpTo() map[layers.ID]bool {
+	up := map[layers.ID]bool{}
+	for _, b := range c.data.Boundaries() {
+		up[b.ID] = true
+		if b.ID == c.backup.BoundaryID {
+			break
+		}
+	}
+	return up
+}
+
+// chooseParent returns the newest backup of the volume in the target whose
+// boundary is among those given, or says why there is none.
+func (c *creation) chooseParent(tx *catalog.Tx, boundaries map[layers.ID]bool) (parent catalog.Backup, why string) {
+	why = "there is no earlier backup of this volume in this target"
+	for _, b := range all(c.a, tx, catalog.Backups) {
+		if b.VolumeID != c.backup.VolumeID || b.TargetID != c.target.ID || !whole(b) || b.ID == c.backup.ID {
+			continue
+		}
+		switch {
+		case !boundaries[b.BoundaryID] && parent.ID.IsZero():
+			why = "the volume no longer knows what changed since its earlier backups"
+		case boundaries[b.BoundaryID] && (parent.ID.IsZero() || newer(b, parent)):
+			parent, why = b, ""
+		}
+	}
+	return parent, why
+}
+
+// sweep removes what a backup that did not come about may have left in the
+// target. The commit may have reached it although the answer did not.
+func (c *creation) sweep(ctx context.Context, r *repo.Repo) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
+	defer cancel()
+	// It is not there in nearly every case; a target that is away hides it
+	// until the next sync shows it.
+	_ = r.Delete(ctx, c.backup.ID)
+}
+
+// recordMade records that the backup is in the target.
+func (c *creation) recordMade(made repo.Backup, took time.Duration) error {
+	now := time.Now().UTC()
+	return c.a.update(func(tx *catalog.Tx) error {
+		parent, err := catalog.Backups.Get(tx, c.backup.ParentID)
+		if err == nil {
+			parent.Updated = now
+			if err := catalog.Backups.Put(tx, parent); err != nil {
+				return err
+			}
+		}
+		return c.changeIn(tx, func(b *catalog.Backup) {
+			b.Status, b.Updated, b.Duration = catalog.Available, now, took
+			b.Logical, b.Changed, b.Stored, b.ObjectCount = made.Size, made.Logical, made.Stored, made.Objects
+		})
+	})
+}
+
+// dropTemporary removes the temporary snapshot. After a backup that was made
+// its boundary stays as a mark, for the next incremental one, and the marks
+// before it go. What cannot be removed now goes with the next tidying.
+func (c *creation) dropTemporary(made bool) {
+	v := c.volume
+	v.chain.Lock()
+	defer v.chain.Unlock()
+	if id := c.backup.TempSnapshotID; !id.IsZero() {
+		err := c.a.unseal(c.data, id, made, func(tx *catalog.Tx) error {
+			return c.changeIn(tx, func(b *catalog.Backup) { b.TempSnapshotID = layers.ID{} })
+		})
+		if err != nil {
+			c.a.log.Error("a temporary snapshot stays for now", "volume", v.id, "snapshot", id, "error", err)
+			return // The backup is what it is.
+		}
+	}
+	if made {
+		c.a.tidyChain(v, c.data)
+	}
+}
+
+// settle gives the volume its status back and records how the backup ended. A
+// canceled one leaves no record.
+func (c *creation) settle(tx *catalog.Tx, err error) error {
+	statusErr := change(tx, catalog.Volumes, c.volume.id, func(v *catalog.Volume) {
+		v.Status, v.PreviousStatus = c.a.useOf(c.volume), ""
+	})
+	switch {
+	case err == nil:
+		return statusErr
+	case errors.Is(err, errCanceled):
+		return errors.Join(statusErr, catalog.Backups.Delete(tx, c.backup.ID))
+	}
+	return errors.Join(statusErr, change(tx, catalog.Backups, c.backup.ID, func(b *catalog.Backup) { failBackup(b, err.Error()) }))
+}
+
+// failBackup makes a record that of a backup that did not come about.
+func failBackup(b *catalog.Backup, reason string) {
+	if len(reason) > maxReason {
+		reason = reason[:maxReason] + "…"
+	}
+	b.Status, b.FailReason, b.ParentID, b.Updated = catalog.Error, reason, layers.ID{}, time.Now().UTC()
+}
+
+// change alters the backup's record.
+func (c *creation) change(f func(*catalog.Backup)) error {
+	return c.a.update(func(tx *catalog.Tx) error { return c.changeIn(tx, f) })
+}
+
+// changeIn alters the backup's record in tx and keeps what was recorded.
+func (c *creation) changeIn(tx *catalog.Tx, f func(*catalog.Backup)) error {
+	return change(tx, catalog.Backups, c.backup.ID, func(b *catalog.Backup) {
+		f(b)
+		c.backup = *b
+	})
+}
+
+// A closingLayer is a layer that was opened for one use.
+type closingLayer interface {
+	layers.Layer
+	Close() error
+}
+
+// unchanged is the difference of a boundary to itself: a layer of that many
+// bytes that says nothing.
+type unchanged int64
+
+func (u unchanged) ReadAt(p []byte, off int64) (int, error) {
+	n := int(min(int64(len(p)), max(0, int64(u)-off)))
+	clear(p[:n])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+func (u unchanged) Size() int64 { return int64(u) }
+func (u unchanged) Extents(off, n int64) iter.Seq2[layers.Extent, error] {
+	return func(func(layers.Extent, error) bool) {}
+}
+func (u unchanged) Close() error { return nil }

@@ -1,0 +1,265 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"varve/catalog"
+	"varve/layers"
+)
+
+// After a crash the catalog says what was under way. Start ends all of it:
+//
+//	operation running           → failed: the daemon stopped
+//	backup    creating          → error; deleting → error_deleting; restoring → available
+//	volume    creating          → folder and record removed
+//	          deleting          → deleted to the end
+//	          backing-up        → previous_status
+//	          restoring-backup  → error if it was new, or else error_restoring
+//	          in-use            → available: nobody is connected yet
+//	snapshot  creating          → available if the chain has it, or else no record
+//	          deleting          → deleted to the end
+//	          of the system     → deleted, a mark left where a backup goes by it
+//
+// The first part is one transaction that looks at nothing but the catalog. The
+// second part opens the volumes and goes volume by volume, so that one which
+// is damaged stops no other; running it again changes nothing more.
+
+// maxOpening is how many volumes are opened at once at the start.
+const maxOpening = 4
+
+// stoppedReason is why what a crash cut off has failed.
+const stoppedReason = "the daemon stopped before it ended: do it again"
+
+func (a *Agent) recover(ctx context.Context) error {
+	if err := a.update(func(tx *catalog.Tx) error { return a.endAll(tx, time.Now().UTC()) }); err != nil {
+		return fmt.Errorf("end what was under way: %w", err)
+	}
+	if err := a.adoptVolumes(); err != nil {
+		return err
+	}
+	volumes, err := list(a, catalog.Volumes)
+	if err != nil {
+		return err
+	}
+	group, ctx := errgroup.WithContext(ctx)
+	group.SetLimit(maxOpening)
+	for _, record := range volumes {
+		group.Go(func() error {
+			if err := ctx.Err(); err != nil {
+				return err
+			}
+			return a.recoverVolume(record)
+		})
+	}
+	return group.Wait()
+}
+
+// endAll ends what the catalog alone can say about.
+func (a *Agent) endAll(tx *catalog.Tx, now time.Time) error {
+	var errs []error
+	for _, op := range all(a, tx, catalog.Operations) {
+		if op.State == catalog.Running {
+			op.State, op.Error, op.Ended = catalog.Failed, stoppedReason, now
+			errs = append(errs, catalog.Operations.Put(tx, op))
+		}
+	}
+	for _, b := range all(a, tx, catalog.Backups) {
+		switch b.Status {
+		case catalog.Creating:
+			failBackup(&b, stoppedReason)
+		case catalog.Deleting:
+			b.Status, b.FailReason, b.Updated = catalog.ErrorDeleting, stoppedReason, now
+		case catalog.Restoring:
+			b.Status = catalog.Available
+		default:
+			continue
+		}
+		errs = append(errs, catalog.Backups.Put(tx, b))
+	}
+	for _, v := range all(a, tx, catalog.Volumes) {
+		if endVolume(&v) {
+			v.Updated = now
+			errs = append(errs, catalog.Volumes.Put(tx, v))
+		}
+	}
+	return errors.Join(append(errs, a.trimHistory(tx))...)
+}
+
+// endVolume gives a volume the status that it has without a daemon, and
+// reports whether that is another one.
+func endVolume(v *catalog.Volume) bool {
+	was := v.Status
+	if v.Status == catalog.BackingUp {
+		v.Status, v.PreviousStatus = v.PreviousStatus, ""
+		if v.Status == "" {
+			v.Status = catalog.Available
+		}
+	}
+	switch v.Status {
+	case catalog.InUse:
+		v.Status = catalog.Available
+	case catalog.RestoringBackup:
+		v.Status, v.Reason = catalog.ErrorRestoring, halfRestored(errStopped)
+		if v.PreviousStatus == "" {
+			v.Status = catalog.Error
+		}
+		v.PreviousStatus = ""
+	}
+	return v.Status != was
+}
+
+// adoptVolumes makes a record for each volume that the catalog does not know:
+// the catalog may be new, or its record damaged, or the folder copied here.
+func (a *Agent) adoptVolumes() error {
+	entries, err := os.ReadDir(filepath.Join(a.config.State, "volumes"))
+	if err != nil {
+		return fail(Unavailable, "look for volumes: %w", err)
+	}
+	for _, entry := range entries {
+		id, err := layers.ParseID(entry.Name())
+		if err != nil || !entry.IsDir() {
+			a.log.Warn("this is no volume: it is left alone", "path", filepath.Join(a.config.State, "volumes", entry.Name()))
+			continue
+		}
+		err = a.update(func(tx *catalog.Tx) error {
+			if _, err := catalog.Volumes.Get(tx, id); err == nil {
+				return nil
+			}
+			a.log.Warn("a volume that the catalog does not know is taken in", "volume", id)
+			now := time.Now().UTC()
+			return catalog.Volumes.Put(tx, catalog.Volume{
+				ID: id, Name: "volume-" + id.String(), Status: catalog.Available, Type: "default",
+				Description: "found in the state folder", Created: now, Updated: now,
+			})
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recoverVolume opens a volume and brings its chain and its snapshots' records
+// into line. Only a catalog that fails is an error.
+func (a *Agent) recoverVolume(record catalog.Volume) error {
+	switch record.Status {
+	case catalog.Creating, catalog.Deleting:
+		if err := a.unmakeVolume(record.ID); err != nil {
+			a.log.Error("a volume cannot be removed", "volume", record.ID, "error", err)
+			a.addVolume(newVolume(record.ID, nil, err))
+		}
+		return nil
+	}
+	data, err := a.openVolume(record.ID)
+	v := newVolume(record.ID, data, err)
+	a.addVolume(v)
+	if err != nil {
+		a.log.Error("a volume cannot be opened", "volume", record.ID, "name", record.Name, "error", err)
+		return nil
+	}
+	if data.Size() != record.Size {
+		err := a.update(func(tx *catalog.Tx) error {
+			return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Size = data.Size() })
+		})
+		if err != nil {
+			return err
+		}
+	}
+	if err := a.recoverSnapshots(v, data); err != nil {
+		return err
+	}
+	a.tidyChain(v, data)
+	return nil
+}
+
+func (a *Agent) addVolume(v *volume) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.volumes[v.id] = v
+}
+
+// openVolume opens a volume's folder, and no other volume that may be in it.
+func (a *Agent) openVolume(id layers.ID) (*layers.Volume, error) {
+	dir := a.volumeDir(id)
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("its folder %s is missing: put it back, or delete the volume", dir)
+	}
+	data, err := layers.Open(dir, a.volumeOptions(id))
+	if err != nil {
+		return nil, err
+	}
+	if data.ID() != id {
+		data.Close() // Nothing was written.
+		return nil, fmt.Errorf("its folder %s holds volume %s: give the folder that name", dir, data.ID())
+	}
+	return data, nil
+}
+
+// recoverSnapshots compares the snapshots' records with the chain, which is
+// right.
+func (a *Agent) recoverSnapshots(v *volume, data *layers.Volume) error {
+	var records []catalog.Snapshot
+	err := a.view(func(tx *catalog.Tx) error {
+		records = slices.DeleteFunc(all(a, tx, catalog.Snapshots), func(s catalog.Snapshot) bool { return s.VolumeID != v.id })
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	known := map[layers.ID]bool{}
+	for _, s := range records {
+		known[s.ID] = true
+		if err := a.recoverSnapshot(data, s); err != nil {
+			return err
+		}
+	}
+	for _, b := range data.Boundaries() {
+		if b.Mark || known[b.ID] {
+			continue
+		}
+		a.log.Warn("a snapshot that the catalog does not know is taken in", "volume", v.id, "snapshot", b.ID)
+		s := catalog.Snapshot{
+			ID: b.ID, VolumeID: v.id, Name: timeName(b.Sealed), Description: "found in the volume",
+			Size: b.Size, Status: catalog.Available, Created: b.Sealed.UTC(),
+		}
+		if err := a.update(func(tx *catalog.Tx) error { return catalog.Snapshots.Put(tx, s) }); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// recoverSnapshot ends what was under way with one snapshot.
+func (a *Agent) recoverSnapshot(data *layers.Volume, s catalog.Snapshot) error {
+	b, there := boundaryOf(data, s.ID)
+	there = there && !b.Mark
+	switch {
+	case !there && (s.System || s.Status == catalog.Creating || s.Status == catalog.Deleting):
+		return a.update(func(tx *catalog.Tx) error {
+			return errors.Join(a.forgetTemporary(tx, s.ID), catalog.Snapshots.Delete(tx, s.ID))
+		})
+	case !there:
+		s.Status, s.Reason = catalog.Error, "the volume does not have it: delete it"
+	case s.Status == catalog.Creating:
+		s.Status, s.Size = catalog.Available, b.Size
+	case s.Status == catalog.Deleting:
+		if err := a.removeSnapshot(data, s); err != nil {
+			a.log.Error("a snapshot cannot be deleted", "volume", s.VolumeID, "snapshot", s.ID, "error", err)
+		}
+		return nil
+	case s.Status == catalog.Error:
+		s.Status, s.Reason = catalog.Available, ""
+	default:
+		return nil
+	}
+	return a.update(func(tx *catalog.Tx) error { return catalog.Snapshots.Put(tx, s) })
+}

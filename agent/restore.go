@@ -1,0 +1,290 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"varve/agent/repo"
+	"varve/catalog"
+	"varve/layers"
+)
+
+const kindRestore = "backup restore"
+
+// restoredDescription is what a volume that a restore makes is described by:
+// behaviour B13, after Cinder.
+const restoredDescription = "auto-created_from_restore_from_backup"
+
+// RestoreRequest says where a backup goes.
+type RestoreRequest struct {
+	Volume string // an existing volume to overwrite; empty means a new one
+	Name   string // of the new volume; empty means the source's
+	Force  bool   // must be set to overwrite
+}
+
+// A restoration is a backup that is being restored.
+type restoration struct {
+	a       *Agent
+	backup  catalog.Backup
+	target  catalog.Target
+	volume  *volume
+	record  catalog.Volume // of the volume, as it is while the restore runs
+	fresh   bool           // the volume is new
+	touched bool           // the volume's old content is lost
+	name    string         // what a new volume is named after
+	reading bool           // counted as a reader of the backup
+	release []func()
+}
+
+// RestoreBackup begins to restore a backup, to a new volume or onto an existing
+// one, and returns at once. The operation's subject is the volume.
+func (a *Agent) RestoreBackup(ctx context.Context, ref string, r RestoreRequest) (catalog.Volume, catalog.Operation, error) {
+	b, t, release, err := a.wholeBackup(ctx, ref)
+	if err != nil {
+		return catalog.Volume{}, catalog.Operation{}, err
+	}
+	s := &restoration{a: a, backup: b.Backup, target: t, release: []func(){release}}
+	if r.Volume == "" {
+		err = s.intoNew(r)
+	} else {
+		err = s.ontoExisting(r)
+	}
+	if err != nil {
+		s.giveBack()
+		return catalog.Volume{}, catalog.Operation{}, err
+	}
+	a.readBackup(b.ID, 1)
+	s.reading = true
+	op, err := a.start(job{
+		kind:    kindRestore,
+		subject: s.volume.id,
+		begin:   s.begin,
+		work:    s.work,
+		settle:  s.settle,
+		release: s.giveBack,
+	})
+	if err != nil {
+		s.abandon()
+		return catalog.Volume{}, catalog.Operation{}, err
+	}
+	return s.record, op, nil
+}
+
+// abandon forgets a new volume that was not recorded.
+func (s *restoration) abandon() {
+	if !s.fresh {
+		return
+	}
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	delete(s.a.volumes, s.volume.id)
+}
+
+// intoNew prepares a new volume. Its folder is made by the operation.
+func (s *restoration) intoNew(r RestoreRequest) error {
+	s.name = r.Name
+	if r.Name == "" {
+		s.name = s.backup.VolumeName
+	} else if err := checkName("volume", r.Name); err != nil {
+		return err
+	}
+	if err := checkSize(s.backup.Size); err != nil {
+		return fail(Corrupt, "backup %s: %w", s.backup.ID, err)
+	}
+	now := time.Now().UTC()
+	s.fresh = true
+	s.record = catalog.Volume{
+		ID: layers.NewID(), Name: "restore_backup_" + s.backup.ID.String(), Description: restoredDescription,
+		Size: s.backup.Size, Status: catalog.RestoringBackup, Type: "default", Created: now, Updated: now,
+	}
+	s.volume = newVolume(s.record.ID, nil, nil)
+	s.volume.busy = byRestore
+	s.a.mu.Lock()
+	s.a.volumes[s.volume.id] = s.volume
+	s.a.mu.Unlock()
+	s.release = append(s.release, func() { s.a.unclaim(s.volume) })
+	return nil
+}
+
+// ontoExisting claims the volume that is overwritten.
+func (s *restoration) ontoExisting(r RestoreRequest) error {
+	record, v, err := s.a.findVolume(r.Volume)
+	switch {
+	case err != nil:
+		return err
+	case r.Name != "":
+		return fail(Invalid, "volume %s keeps its name: leave the new one out", record.Name)
+	case !r.Force:
+		return fail(Invalid, "restoring onto volume %s overwrites all that is in it: say --force to do that, "+
+			"or leave the volume out to restore into a new one", record.Name)
+	case record.Size < s.backup.Size:
+		return fail(Invalid, "volume %s has %d bytes, the backup needs %d: grow the volume first, or restore into a new one",
+			record.Name, record.Size, s.backup.Size)
+	}
+	err = s.a.claim(v, byRestore, func() error {
+		switch {
+		case v.err != nil:
+			return fail(Unavailable, "volume %s cannot be used: %w", record.Name, v.err)
+		case v.data == nil:
+			return fail(Conflict, "volume %s is not there yet: try again", record.Name)
+		}
+		return v.idle(record)
+	})
+	if err != nil {
+		return err
+	}
+	s.release = append(s.release, func() { s.a.unclaim(v) })
+	s.volume, s.record = v, record
+	return nil
+}
+
+// giveBack ends every claim.
+func (s *restoration) giveBack() {
+	s.stopReading()
+	for _, release := range s.release {
+		release()
+	}
+}
+
+// begin records the states of the volume and the backup.
+func (s *restoration) begin(tx *catalog.Tx) error {
+	if !s.fresh {
+		v, err := catalog.Volumes.Get(tx, s.volume.id)
+		if err != nil {
+			return err
+		}
+		s.record = v
+		s.record.PreviousStatus, s.record.Status = v.Status, catalog.RestoringBackup
+	}
+	b, err := catalog.Backups.Get(tx, s.backup.ID)
+	if err != nil {
+		return err
+	}
+	if !whole(b) {
+		return fail(Conflict, "backup %s is in status %s: only one that is available can be restored", b.ID, b.Status)
+	}
+	b.Status = catalog.Restoring
+	return errors.Join(catalog.Volumes.Put(tx, s.record), catalog.Backups.Put(tx, b))
+}
+
+// work fills the volume. An existing one is emptied first, so that everything
+// that the backup does not write reads as zeros.
+func (s *restoration) work(ctx context.Context, op *operation) error {
+	defer s.finish()
+	leave, err := s.a.place(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	r, release, err := s.a.useTarget(ctx, s.target)
+	if err != nil {
+		return err
+	}
+	defer release()
+	data, err := s.open()
+	if err != nil {
+		return dataError("make the volume", err)
+	}
+	s.touched = true
+	if !s.fresh {
+		if err := data.WriteZeroes(0, data.Size()); err != nil {
+			return dataError("empty the volume", err)
+		}
+	}
+	if err := r.Restore(ctx, s.backup.ID, data, repo.RestoreOptions{Blank: true, Progress: op.progress}); err != nil {
+		return targetError(s.target, "restore backup "+s.backup.ID.String()+" from", err)
+	}
+	if err := data.Flush(); err != nil {
+		return dataError("write the volume", err)
+	}
+	return nil
+}
+
+// open returns the volume's data; a new volume's folder is made.
+func (s *restoration) open() (*layers.Volume, error) {
+	a, v := s.a, s.volume
+	if !s.fresh {
+		v.chain.Lock() // What began before the claim ends first.
+		defer v.chain.Unlock()
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		return v.data, v.err
+	}
+	data, err := layers.Create(a.volumeDir(v.id), v.id, s.record.Size, a.volumeOptions(v.id))
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	v.data, v.err = data, err
+	return data, err
+}
+
+// settle records what became of the volume, and that the backup is free again.
+func (s *restoration) settle(tx *catalog.Tx, err error) error {
+	volumeErr := change(tx, catalog.Volumes, s.volume.id, func(v *catalog.Volume) {
+		previous := v.PreviousStatus
+		v.Updated, v.PreviousStatus = time.Now().UTC(), ""
+		switch {
+		case err != nil && !s.fresh && !s.touched:
+			v.Status = previous
+		case err == nil:
+			v.Status, v.Reason = catalog.Available, ""
+			if s.fresh && checkName("volume", s.name) == nil {
+				v.Name = s.name
+			}
+		case s.fresh || errors.Is(err, errCanceled):
+			v.Status, v.Reason = catalog.Error, halfRestored(err)
+		default:
+			v.Status, v.Reason = catalog.ErrorRestoring, halfRestored(err)
+		}
+	})
+	backupErr := change(tx, catalog.Backups, s.backup.ID, func(b *catalog.Backup) {
+		if b.Status == catalog.Restoring && !s.a.isRead(b.ID) {
+			b.Status = catalog.Available
+		}
+	})
+	return errors.Join(volumeErr, backupErr)
+}
+
+// halfRestored is the reason of a volume that a restore did not finish.
+func halfRestored(err error) string {
+	reason := fmt.Sprintf("its content is incomplete, the restore ended early: %v", err)
+	if len(reason) > maxReason {
+		reason = reason[:maxReason] + "…"
+	}
+	return reason
+}
+
+// finish ends the use of the backup, and says of a new volume that was never
+// made why it cannot be used.
+func (s *restoration) finish() {
+	s.stopReading()
+	s.a.mu.Lock()
+	defer s.a.mu.Unlock()
+	if s.volume.data == nil && s.volume.err == nil {
+		s.volume.err = errors.New("the restore ended before it was made")
+	}
+}
+
+func (s *restoration) stopReading() {
+	if s.reading {
+		s.reading = false
+		s.a.readBackup(s.backup.ID, -1)
+	}
+}
+
+// readBackup counts the restores of a backup.
+func (a *Agent) readBackup(id layers.ID, n int) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.restores[id] += n; a.restores[id] == 0 {
+		delete(a.restores, id)
+	}
+}
+
+// isRead reports whether a restore reads the backup.
+func (a *Agent) isRead(id layers.ID) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.restores[id] > 0
+}

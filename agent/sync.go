@@ -1,0 +1,168 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"slices"
+	"time"
+
+	"varve/agent/repo"
+	"varve/catalog"
+	"varve/layers"
+)
+
+// syncPortion is how many backups are recorded in one transaction.
+const syncPortion = 200
+
+// SyncTarget reads the target's list of backups into the catalog: what other
+// hosts added appears, what they deleted goes. One that cannot be read is shown
+// in status error and hides no other.
+func (a *Agent) SyncTarget(ctx context.Context, ref string) error {
+	record, err := a.Target(ctx, ref)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
+	defer cancel()
+	r, release, err := a.useTarget(ctx, record)
+	if err != nil {
+		return err
+	}
+	defer release()
+	return a.pull(ctx, record, r)
+}
+
+// pull mirrors the backups of a repository in the catalog. Those that this
+// host makes or deletes right now are left to the operations that do.
+func (a *Agent) pull(ctx context.Context, t catalog.Target, r *repo.Repo) error {
+	known, err := a.backupsIn(t.ID) // Before the listing: what goes meanwhile does not come back.
+	if err != nil {
+		return err
+	}
+	listed, err := listBackups(ctx, r, t.ID)
+	if err != nil {
+		return targetError(t, "list the backups of", err)
+	}
+	gone, err := vanished(ctx, r, known, listed)
+	if err != nil {
+		return targetError(t, "look for backups in", err)
+	}
+	for portion := range slices.Chunk(listed, syncPortion) {
+		err := a.update(func(tx *catalog.Tx) error {
+			for _, b := range portion {
+				if err := mirror(tx, b, known); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+	}
+	return a.update(func(tx *catalog.Tx) error {
+		for _, id := range gone {
+			if b, err := catalog.Backups.Get(tx, id); err == nil && b.Status == catalog.Available {
+				if err := catalog.Backups.Delete(tx, id); err != nil {
+					return err
+				}
+			}
+		}
+		return change(tx, catalog.Targets, t.ID, func(t *catalog.Target) { t.Synced = time.Now().UTC() })
+	})
+}
+
+// backupsIn returns the catalog's backups of one target.
+func (a *Agent) backupsIn(target layers.ID) (map[layers.ID]catalog.Backup, error) {
+	records, err := list(a, catalog.Backups)
+	if err != nil {
+		return nil, err
+	}
+	known := map[layers.ID]catalog.Backup{}
+	for _, b := range records {
+		if b.TargetID == target {
+			known[b.ID] = b
+		}
+	}
+	return known, nil
+}
+
+// listBackups reads the repository's list. Damaged backups are in it with
+// status error; only a list that breaks off is an error.
+func listBackups(ctx context.Context, r *repo.Repo, target layers.ID) ([]catalog.Backup, error) {
+	var listed []catalog.Backup
+	for b, err := range r.Backups(ctx) {
+		record := fromRepository(b, target)
+		if err != nil {
+			if b.ID.IsZero() || ctx.Err() != nil {
+				return nil, err
+			}
+			record.Status, record.FailReason = catalog.Error, err.Error()
+		}
+		listed = append(listed, record)
+	}
+	return listed, nil
+}
+
+// fromRepository is the catalog's record of a backup in a repository.
+func fromRepository(b repo.Backup, target layers.ID) catalog.Backup {
+	return catalog.Backup{
+		ID: b.ID, TargetID: target, VolumeID: b.Volume, VolumeName: b.VolumeName,
+		Name: b.Name, Description: b.Description, Status: catalog.Available,
+		SnapshotID: b.Snapshot, BoundaryID: b.Boundary, ParentID: b.Parent,
+		Size: b.Size, DataTimestamp: b.DataTimestamp.UTC(), Created: b.Created.UTC(), Updated: b.Created.UTC(),
+		Logical: b.Size, Changed: b.Logical, Stored: b.Stored, ObjectCount: b.Objects,
+	}
+}
+
+// vanished returns the known backups that are not listed and, since a list may
+// lag, not there when asked for by name either.
+func vanished(ctx context.Context, r *repo.Repo, known map[layers.ID]catalog.Backup, listed []catalog.Backup) ([]layers.ID, error) {
+	there := map[layers.ID]bool{}
+	for _, b := range listed {
+		there[b.ID] = true
+	}
+	var gone []layers.ID
+	for id, b := range known {
+		if there[id] || b.Status != catalog.Available {
+			continue
+		}
+		_, err := r.Backup(ctx, id)
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			gone = append(gone, id)
+		case ctx.Err() != nil:
+			return nil, err
+		}
+	}
+	return gone, nil
+}
+
+// mirror records one backup as the target has it, and keeps what only this
+// host knows of it. known are the backups that the catalog had before the
+// target was asked.
+func mirror(tx *catalog.Tx, b catalog.Backup, known map[layers.ID]catalog.Backup) error {
+	old, err := catalog.Backups.Get(tx, b.ID)
+	var damaged *catalog.RecordError
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		if _, ok := known[b.ID]; ok {
+			return nil // Deleted here since.
+		}
+		return catalog.Backups.Put(tx, b)
+	case errors.As(err, &damaged):
+		return catalog.Backups.Put(tx, b)
+	case err != nil:
+		return err
+	}
+	switch old.Status {
+	case catalog.Creating, catalog.Deleting, catalog.Restoring, catalog.ErrorDeleting:
+		return nil
+	}
+	b.TempSnapshotID, b.Duration = old.TempSnapshotID, old.Duration
+	if old.Updated.After(b.Updated) {
+		b.Updated = old.Updated
+	}
+	return catalog.Backups.Put(tx, b)
+}
