@@ -135,7 +135,8 @@ func (h *handshake) answer(option uint32, data []byte) (bool, error) {
 	case optList:
 		return false, h.list(data)
 	case optInfo, optGo:
-		return option == optGo, h.info(option, data)
+		err := h.info(option, data)
+		return option == optGo && err == nil, err
 	case optStructuredReply:
 		if len(data) > 0 {
 			return false, errInvalid

@@ -22,8 +22,8 @@ const (
 	minHole = 16 << 10
 
 	// statusBytes bounds the content of a BLOCK_STATUS reply: the context's
-	// number and 4095 descriptors of 8 bytes.
-	statusBytes = 32 << 10
+	// number and 4095 descriptors of 8 bytes, a little less than 32 KiB.
+	statusBytes = 4 + 4095*8
 
 	// scratchBytes is the size of the pieces in which CACHE reads and
 	// WRITE_ZEROES with NO_HOLE writes.
