@@ -288,10 +288,21 @@ func TestLargeRequests(t *testing.T) {
 	}
 }
 
-// A program that waits for a fetch that hangs can be killed. The fetch goes on,
-// and its handle is not closed under it.
+// A program that waits for a fetch that hangs can be killed, whether it reads
+// through the page cache or not. The fetch goes on, and its handle is not closed
+// under it.
 func TestKillReader(t *testing.T) {
-	requireMounts(t, "cat")
+	requireMounts(t, "cat", "dd")
+	for _, args := range [][]string{
+		{"cat"},
+		{"dd", "iflag=direct", "of=/dev/null", "status=none"},
+	} {
+		t.Run(args[0], func(t *testing.T) { testKillReader(t, args) })
+	}
+}
+
+// testKillReader runs a program that reads the file named by its last argument.
+func testKillReader(t *testing.T, args []string) {
 	s := newMemSource()
 	good := dense(pattern(4096, 1))
 	began, goOn := make(chan struct{}, 100), make(chan struct{})
@@ -303,7 +314,11 @@ func TestKillReader(t *testing.T) {
 	m := mountTest(t, s)
 	release := sync.OnceFunc(func() { close(goOn) })
 	t.Cleanup(release)
-	cmd := exec.Command("cat", m.path("v", "a", "disk.raw"))
+	disk := m.path("v", "a", "disk.raw")
+	if args[0] == "dd" {
+		disk = "if=" + disk
+	}
+	cmd := exec.Command(args[0], append(args[1:], disk)...)
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -314,7 +329,7 @@ func TestKillReader(t *testing.T) {
 	select {
 	case <-exited:
 	case <-time.After(30 * time.Second):
-		t.Fatal("cat is still there")
+		t.Fatal("the reader is still there")
 	}
 	if _, now := s.opened(); now != 1 {
 		t.Errorf("%d handles are open while a fetch runs, want 1", now)

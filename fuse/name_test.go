@@ -79,7 +79,7 @@ func FuzzShownNames(f *testing.F) {
 				t.Errorf("%q is shown twice: %q", s, shown)
 			}
 		}
-		if utf8.ValidString(a) != utf8.ValidString(shown[0]) {
+		if utf8.ValidString(a) && !utf8.ValidString(shown[0]) {
 			t.Errorf("%q is shown as %q: a character is cut in two", a, shown[0])
 		}
 	})
