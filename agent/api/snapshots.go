@@ -73,6 +73,7 @@ func snapshot(v agent.SnapshotView) Snapshot {
 		CreatedAt:   Time{v.Created},
 		VolumeName:  v.VolumeName,
 		SizeBytes:   v.Size,
+		FailReason:  optional(v.Reason),
 		System:      v.System,
 		Bytes:       v.Bytes,
 	}

@@ -76,6 +76,7 @@ type Volume struct {
 
 	SizeBytes      int64           `json:"size_bytes"`
 	PreviousStatus *string         `json:"previous_status"`
+	FailReason     *string         `json:"fail_reason" doc:"why the status is an error"`
 	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
 	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
 	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"what each snapshot alone holds, oldest first"`
@@ -98,7 +99,7 @@ type SnapshotUsage struct {
 
 // NewVolume is a volume to create. One of Size and SizeBytes is set.
 type NewVolume struct {
-	Name        string            `json:"name" doc:"unique among volumes"`
+	Name        string            `json:"name"`
 	Description string            `json:"description,omitempty"`
 	Size        int64             `json:"size,omitempty" doc:"GiB"`
 	SizeBytes   int64             `json:"size_bytes,omitempty" doc:"bytes, instead of size"`
@@ -115,10 +116,11 @@ type Snapshot struct {
 	VolumeID    string  `json:"volume_id"`
 	CreatedAt   Time    `json:"created_at"`
 
-	VolumeName string `json:"volume_name"`
-	SizeBytes  int64  `json:"size_bytes"`
-	System     bool   `json:"system" doc:"made by Varve itself"`
-	Bytes      int64  `json:"bytes" doc:"on disk, that this snapshot alone holds"`
+	VolumeName string  `json:"volume_name"`
+	SizeBytes  int64   `json:"size_bytes"`
+	FailReason *string `json:"fail_reason" doc:"why the status is an error"`
+	System     bool    `json:"system" doc:"made by Varve itself"`
+	Bytes      int64   `json:"bytes" doc:"on disk, that this snapshot alone holds"`
 }
 
 // NewSnapshot is a snapshot to create.
@@ -210,15 +212,16 @@ type NewTarget struct {
 
 // An Operation is work that goes on without whoever asked for it.
 type Operation struct {
-	ID        string  `json:"id"`
-	Kind      string  `json:"kind"`
-	SubjectID string  `json:"subject_id" doc:"the object that it makes or changes"`
-	State     string  `json:"state" enum:"running,succeeded,failed,canceled"`
-	Error     *string `json:"error"`
-	DoneBytes int64   `json:"done_bytes"`
-	TotalSize int64   `json:"total_bytes" doc:"0: not known yet"`
-	StartedAt Time    `json:"started_at"`
-	EndedAt   Time    `json:"ended_at"`
+	ID         string  `json:"id"`
+	Kind       string  `json:"kind"`
+	SubjectID  string  `json:"subject_id" doc:"the object that it makes or changes"`
+	State      string  `json:"state" enum:"running,succeeded,failed,canceled"`
+	Error      *string `json:"error"`
+	Note       *string `json:"note" doc:"what whoever asked should know besides"`
+	DoneBytes  int64   `json:"done_bytes"`
+	TotalBytes int64   `json:"total_bytes" doc:"0: not known yet"`
+	StartedAt  Time    `json:"started_at"`
+	EndedAt    Time    `json:"ended_at"`
 }
 
 // Ended reports whether the operation runs no more.

@@ -132,6 +132,7 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		UpdatedAt:      Time{v.Updated},
 		SizeBytes:      v.Size,
 		PreviousStatus: optional(string(v.PreviousStatus)),
+		FailReason:     optional(v.Reason),
 		ActualBytes:    v.Allocated,
 		LiveBytes:      v.Live,
 		SnapshotUsage:  make([]SnapshotUsage, len(v.Snapshots)),
@@ -176,14 +177,15 @@ func optionalID(id layers.ID) *string {
 
 func operation(o catalog.Operation) Operation {
 	return Operation{
-		ID:        o.ID.String(),
-		Kind:      o.Kind,
-		SubjectID: o.Subject.String(),
-		State:     string(o.State),
-		Error:     optional(o.Error),
-		DoneBytes: o.Done,
-		TotalSize: o.Total,
-		StartedAt: Time{o.Started},
-		EndedAt:   Time{o.Ended},
+		ID:         o.ID.String(),
+		Kind:       o.Kind,
+		SubjectID:  o.Subject.String(),
+		State:      string(o.State),
+		Error:      optional(o.Error),
+		Note:       optional(o.Note),
+		DoneBytes:  o.Done,
+		TotalBytes: o.Total,
+		StartedAt:  Time{o.Started},
+		EndedAt:    Time{o.Ended},
 	}
 }

@@ -1,0 +1,255 @@
+package main
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"varve/agent/api"
+)
+
+func (p *program) backupCommand() *cli.Command {
+	long := &cli.BoolFlag{Name: "long", Usage: "also parent, bytes, progress, duration, throughput and target"}
+	return noun("backup", "copies of volumes in a backup target",
+		p.verb("create", "VOLUME", "back up a volume or one of its snapshots",
+			outputFlags(waitFlags(
+				&cli.StringFlag{Name: "name", Usage: "`NAME` of the backup; the time if left out"},
+				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},
+				&cli.StringFlag{Name: "container", Aliases: []string{"target"}, Usage: "`NAME` of the target; may be left out if there is one only"},
+				&cli.StringFlag{Name: "snapshot", Usage: "back up this `SNAPSHOT` of the volume instead of its present state"},
+				&cli.BoolFlag{Name: "incremental", Usage: "only what changed since the newest backup in the target"},
+				&cli.BoolFlag{Name: "force", Usage: "also if the volume is in use"})...),
+			(*call).backupCreate),
+		p.verb("list", "", "list backups, newest first", outputFlags(), (*call).backupList),
+		p.verb("show", "BACKUP", "show one backup", outputFlags(long), (*call).backupShow),
+		p.verb("restore", "BACKUP [TO]", "restore into a new volume, over the volume TO, or, with --target URL, into the file TO",
+			outputFlags(waitFlags(
+				&cli.StringFlag{Name: "name", Usage: "`NAME` of the new volume; the source's if left out"},
+				&cli.BoolFlag{Name: "force", Usage: "overwrite TO"})...),
+			(*call).backupRestore),
+		p.verb("delete", "BACKUP...", "delete backups",
+			waitFlags(&cli.BoolFlag{Name: "force", Usage: "also if incremental backups depend on it; they stay whole"}),
+			(*call).backupDelete),
+		p.verb("verify", "BACKUP", "check that a backup is whole in its target",
+			waitFlags(&cli.BoolFlag{Name: "deep", Usage: "read all its data too"}), (*call).backupVerify))
+}
+
+func (c *call) backupCreate() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	b, o, err := client.CreateBackup(c.ctx, api.NewBackup{
+		VolumeID:    c.args[0],
+		Name:        ptr(c.String("name")),
+		Description: ptr(c.String("description")),
+		Container:   ptr(c.String("container")),
+		Force:       c.Bool("force"),
+		Incremental: c.Bool("incremental"),
+		SnapshotID:  ptr(c.String("snapshot")),
+	})
+	if err != nil {
+		return err
+	}
+	if err := out.show(c.stdout, []field{{"id", b.ID}, {"name", b.Name}}); err != nil {
+		return err
+	}
+	return c.follow(client, o)
+}
+
+func (c *call) backupList() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	all, err := c.backups()
+	if err != nil {
+		return err
+	}
+	var rows []row
+	for _, b := range all {
+		rows = append(rows, row{b.ID, b.Name, orNone(b.Description), b.Status, b.Size})
+	}
+	return out.list(c.stdout, []string{"ID", "Name", "Description", "Status", "Size"}, rows)
+}
+
+// backups are those that the daemon knows, or of one of its targets, or what
+// the target at a URL holds.
+func (c *call) backups() ([]api.Backup, error) {
+	if c.directURL() != "" {
+		return c.directBackups()
+	}
+	client, err := c.client()
+	if err != nil {
+		return nil, err
+	}
+	all, err := client.Backups(c.ctx)
+	if err != nil || c.String("target") == "" {
+		return all, err
+	}
+	t, err := client.Target(c.ctx, c.String("target"))
+	if err != nil {
+		return nil, err
+	}
+	var chosen []api.Backup
+	for _, b := range all {
+		if b.TargetID == t.ID {
+			chosen = append(chosen, b)
+		}
+	}
+	return chosen, nil
+}
+
+func (c *call) backupShow() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	b, err := c.backup(c.args[0])
+	if err != nil {
+		return err
+	}
+	fields := backupFields(b)
+	if c.Bool("long") {
+		fields = append(fields, backupLongFields(b)...)
+	}
+	return out.show(c.stdout, fields)
+}
+
+func (c *call) backup(ref string) (api.Backup, error) {
+	if c.directURL() != "" {
+		return c.directBackup(ref)
+	}
+	client, err := c.client()
+	if err != nil {
+		return api.Backup{}, err
+	}
+	return client.Backup(c.ctx, ref)
+}
+
+func (c *call) backupRestore() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	to := ""
+	if len(c.args) == 2 {
+		to = c.args[1]
+	}
+	if c.directURL() != "" {
+		if to == "" {
+			return usagef("backup restore: with --target URL a FILE is needed: varve --target URL backup restore BACKUP FILE")
+		}
+		return c.directRestore(c.args[0], to)
+	}
+	if to != "" && c.String("name") != "" {
+		return usagef("backup restore: --name is for a new volume, and %s keeps its name", to)
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	r, o, err := client.RestoreBackup(c.ctx, c.args[0], api.NewRestore{
+		VolumeID: ptr(to), Name: ptr(c.String("name")), Force: c.Bool("force"),
+	})
+	if err != nil {
+		return err
+	}
+	err = out.show(c.stdout, []field{{"backup_id", r.BackupID}, {"volume_id", r.VolumeID}, {"volume_name", r.VolumeName}})
+	if err != nil {
+		return err
+	}
+	return c.follow(client, o)
+}
+
+func (c *call) backupDelete() error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("backup", "delete", func(name string) error {
+		o, err := client.DeleteBackup(c.ctx, name, c.Bool("force"))
+		if err != nil {
+			return err
+		}
+		return c.follow(client, o)
+	})
+}
+
+func (c *call) backupVerify() error {
+	if c.directURL() != "" {
+		return c.directVerify(c.args[0])
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	o, err := client.VerifyBackup(c.ctx, c.args[0], c.Bool("deep"))
+	if err != nil {
+		return err
+	}
+	return c.follow(client, o)
+}
+
+// backupFields are the rows of OpenStack's volume backup show.
+func backupFields(b api.Backup) []field {
+	return []field{
+		{"availability_zone", orNone(b.AvailabilityZone)},
+		{"container", b.Container},
+		{"created_at", formatTime(b.CreatedAt.Time)},
+		{"data_timestamp", formatTime(b.DataTimestamp.Time)},
+		{"description", orNone(b.Description)},
+		{"fail_reason", orNone(b.FailReason)},
+		{"has_dependent_backups", b.HasDependentBackups},
+		{"id", b.ID},
+		{"is_incremental", b.IsIncremental},
+		{"name", b.Name},
+		{"object_count", b.ObjectCount},
+		{"size", b.Size},
+		{"snapshot_id", orNone(b.SnapshotID)},
+		{"status", b.Status},
+		{"updated_at", formatTime(b.UpdatedAt.Time)},
+		{"volume_id", b.VolumeID},
+	}
+}
+
+// backupLongFields are the rows of Varve's own.
+func backupLongFields(b api.Backup) []field {
+	var duration, throughput any
+	if took := time.Duration(b.DurationMS) * time.Millisecond; took > 0 {
+		duration = fmt.Sprintf("%.3f s", took.Seconds())
+		throughput = formatBytes(int64(float64(b.ChangedBytes)/took.Seconds())) + "/s"
+	}
+	return []field{
+		{"changed_bytes", byteCount(b.ChangedBytes)},
+		{"duration", duration},
+		{"logical_bytes", byteCount(b.LogicalBytes)},
+		{"parent_id", orNone(b.ParentID)},
+		{"progress", share(b.DoneBytes, b.TotalBytes)},
+		{"size_bytes", b.SizeBytes},
+		{"stored_bytes", byteCount(b.StoredBytes)},
+		{"target", b.TargetURL},
+		{"temp_snapshot_id", orNone(b.TempSnapshotID)},
+		{"throughput", throughput},
+		{"volume_name", b.VolumeName},
+	}
+}
+
+// ptr is s for a request: nil if it was not given.
+func ptr(s string) *string {
+	if s == "" {
+		return nil
+	}
+	return &s
+}
+
+// sortNewestFirst is the order of backup list.
+func sortNewestFirst(all []api.Backup) {
+	slices.SortStableFunc(all, func(a, b api.Backup) int { return b.CreatedAt.Compare(a.CreatedAt.Time) })
+}

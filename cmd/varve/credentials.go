@@ -1,0 +1,212 @@
+package main
+
+import (
+	"bufio"
+	"bytes"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+
+	"golang.org/x/term"
+)
+
+// maxSecretFile bounds the files that credentials and passphrases are read
+// from, in bytes.
+const maxSecretFile = 64 << 10
+
+// credentialFamilies are the beginnings of the names of the variables that a
+// kind of target logs in with: OpenStack's v2 and v3 and Swift's v1, and S3's.
+var credentialFamilies = map[string][]string{
+	"swift": {"OS_", "ST_"},
+	"s3":    {"AWS_"},
+}
+
+// credentials are the variables that the target at url logs in with: those of
+// file, if there is one, over those of environ. They are secret.
+func credentials(url string, environ []string, file string) (map[string]string, error) {
+	scheme, _, _ := strings.Cut(url, "://")
+	env := credentialsIn(scheme, environ)
+	if file == "" {
+		return env, nil
+	}
+	data, err := readSecretFile("credentials", file)
+	if err != nil {
+		return nil, err
+	}
+	vars, err := parseCredentials(data)
+	if err != nil {
+		return nil, usagef("credentials file %s: %v", file, err)
+	}
+	for name, value := range vars {
+		if isCredential(scheme, name) {
+			env[name] = value
+		}
+	}
+	return env, nil
+}
+
+// credentialsIn are the variables of environ, NAME=VALUE each, that targets of
+// this scheme log in with.
+func credentialsIn(scheme string, environ []string) map[string]string {
+	env := map[string]string{}
+	for _, e := range environ {
+		name, value, _ := strings.Cut(e, "=")
+		if isCredential(scheme, name) {
+			env[name] = value
+		}
+	}
+	return env
+}
+
+func isCredential(scheme, name string) bool {
+	for _, prefix := range credentialFamilies[scheme] {
+		if strings.HasPrefix(name, prefix) {
+			return true
+		}
+	}
+	return false
+}
+
+// parseCredentials reads lines of NAME=VALUE, as an openrc file has them:
+// "export" may stand before, quotes around the value, # begins a comment line.
+// Nothing is expanded. Errors name the line and never the value.
+func parseCredentials(data []byte) (map[string]string, error) {
+	vars := map[string]string{}
+	lines := bufio.NewScanner(bytes.NewReader(data))
+	lines.Buffer(nil, maxSecretFile+1)
+	for n := 1; lines.Scan(); n++ {
+		line := strings.TrimSpace(lines.Text())
+		if line == "" || line[0] == '#' {
+			continue
+		}
+		if rest, cut := strings.CutPrefix(line, "export "); cut {
+			line = strings.TrimSpace(rest)
+		}
+		name, value, ok := strings.Cut(line, "=")
+		if !ok || !isVariable(name) {
+			return nil, fmt.Errorf("line %d is not NAME=VALUE", n)
+		}
+		value, err := unquote(value)
+		if err != nil {
+			return nil, fmt.Errorf("line %d (%s): %w", n, name, err)
+		}
+		if !isCredential("swift", name) && !isCredential("s3", name) {
+			return nil, fmt.Errorf("line %d: %s is not a credential: names begin with OS_, ST_ or AWS_", n, name)
+		}
+		vars[name] = value
+	}
+	return vars, lines.Err()
+}
+
+func isVariable(name string) bool {
+	for i, r := range name {
+		letter := r == '_' || r >= 'A' && r <= 'Z' || r >= 'a' && r <= 'z'
+		if !letter && (i == 0 || r < '0' || r > '9') {
+			return false
+		}
+	}
+	return name != ""
+}
+
+// unquote takes the quotes off a value as a shell would. A value that a shell
+// would expand is refused, since it would not mean here what it means there.
+func unquote(value string) (string, error) {
+	if value == "" {
+		return "", nil
+	}
+	quote := value[0]
+	switch {
+	case quote == '\'' || quote == '"':
+		if len(value) < 2 || value[len(value)-1] != quote {
+			return "", fmt.Errorf("the quote is not closed")
+		}
+		value = value[1 : len(value)-1]
+		if strings.IndexByte(value, quote) >= 0 {
+			return "", fmt.Errorf("a quote inside quotes")
+		}
+		if quote == '"' && strings.ContainsAny(value, "$`\\") {
+			return "", fmt.Errorf("$, ` and \\ are not expanded here: use single quotes")
+		}
+	case strings.ContainsAny(value, "$`'\" \t"):
+		return "", fmt.Errorf("a value with spaces, quotes, $ or ` goes into single quotes")
+	}
+	return value, nil
+}
+
+// A passphraseSource is where the passphrase of a target comes from. Never
+// from the command line, which every process of the machine can read.
+type passphraseSource struct {
+	file   string              // of --passphrase-file
+	getenv func(string) string // VARVE_PASSPHRASE
+	stdin  *os.File            // asked if it is a terminal
+	stderr io.Writer
+}
+
+// read returns the passphrase: of the file, of VARVE_PASSPHRASE, or typed
+// without an echo, twice if it is a new one. A target that is not encrypted
+// needs none, so read is called only when one is needed.
+func (p passphraseSource) read(target string, isNew bool) (string, error) {
+	if p.file != "" {
+		data, err := readSecretFile("passphrase", p.file)
+		if err != nil {
+			return "", err
+		}
+		secret := strings.TrimRight(string(data), "\r\n")
+		if secret == "" {
+			return "", usagef("passphrase file %s is empty", p.file)
+		}
+		return secret, nil
+	}
+	if secret := p.getenv("VARVE_PASSPHRASE"); secret != "" {
+		return secret, nil
+	}
+	if p.stdin == nil || !term.IsTerminal(int(p.stdin.Fd())) {
+		return "", usagef("target %s needs a passphrase: give --passphrase-file FILE or set VARVE_PASSPHRASE", target)
+	}
+	return p.ask(target, isNew)
+}
+
+func (p passphraseSource) ask(target string, isNew bool) (string, error) {
+	prompt := func(text string) (string, error) {
+		fmt.Fprint(p.stderr, text)
+		secret, err := term.ReadPassword(int(p.stdin.Fd()))
+		fmt.Fprintln(p.stderr)
+		return string(secret), err
+	}
+	secret, err := prompt(fmt.Sprintf("Passphrase of target %s: ", target))
+	if err != nil {
+		return "", fmt.Errorf("read passphrase: %w", err)
+	}
+	if secret == "" {
+		return "", usagef("the passphrase is empty")
+	}
+	if !isNew {
+		return secret, nil
+	}
+	again, err := prompt("Once more: ")
+	if err != nil {
+		return "", fmt.Errorf("read passphrase: %w", err)
+	}
+	if again != secret {
+		return "", usagef("the two passphrases differ")
+	}
+	return secret, nil
+}
+
+// readSecretFile reads a small regular file; a pipe will do as well.
+func readSecretFile(what, path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, usagef("%s file: %v", what, err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
+	if err != nil {
+		return nil, usagef("%s file: %v", what, err)
+	}
+	if len(data) > maxSecretFile {
+		return nil, usagef("%s file %s is larger than %d bytes", what, path, maxSecretFile)
+	}
+	return data, nil
+}

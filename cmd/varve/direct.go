@@ -1,0 +1,216 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"varve/agent"
+	"varve/agent/api"
+	"varve/agent/object"
+	"varve/agent/repo"
+	"varve/fuse"
+	"varve/layers"
+)
+
+// This file is the way back when nothing is left but a target: no daemon, no
+// state folder, no catalog.
+
+// storeCalls is how many requests to the target run at once; more wait.
+const storeCalls = 32
+
+// A bareTarget is the repository at the URL of --target.
+type bareTarget struct {
+	*repo.Repo
+	url string
+}
+
+// openDirect opens the repository at the URL. The passphrase is asked for only
+// if the repository is encrypted.
+func (c *call) openDirect() (*bareTarget, error) {
+	at, err := absoluteURL(c.directURL())
+	if err != nil {
+		return nil, err
+	}
+	env, err := credentials(at, c.environ, c.String("credentials"))
+	if err != nil {
+		return nil, err
+	}
+	store, err := stores{c.environ}.open(c.ctx, at, env)
+	if err != nil {
+		return nil, err
+	}
+	store = object.Retry(object.Limit(store, storeCalls), object.Policy{})
+	r, err := repo.Open(c.ctx, store, repo.Key{})
+	if errors.Is(err, repo.ErrKey) {
+		var key repo.Key
+		if key.Passphrase, err = c.passphrases().read(at, false); err != nil {
+			return nil, err
+		}
+		r, err = repo.Open(c.ctx, store, key)
+	}
+	switch {
+	case errors.Is(err, repo.ErrKey):
+		return nil, fmt.Errorf("target %s: the passphrase is wrong: %w", at, err)
+	case errors.Is(err, repo.ErrNoRepository):
+		return nil, fmt.Errorf("target %s: %w there; look at the URL, container and prefix included", at, err)
+	case err != nil:
+		return nil, fmt.Errorf("target %s: %w", at, err)
+	}
+	return &bareTarget{Repo: r, url: at}, nil
+}
+
+// directBackups lists what the target holds, newest first. A damaged backup is
+// listed in error and hides no other.
+func (c *call) directBackups() ([]api.Backup, error) {
+	t, err := c.openDirect()
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	return t.backups(c)
+}
+
+func (t *bareTarget) backups(c *call) ([]api.Backup, error) {
+	var all []api.Backup
+	parents := map[layers.ID]bool{}
+	for b, err := range t.Backups(c.ctx) {
+		if err != nil && b.ID.IsZero() {
+			return nil, fmt.Errorf("list backups in %s: %w", t.url, err)
+		}
+		view := t.describe(b)
+		if err != nil {
+			reason := err.Error()
+			view.Status, view.FailReason = "error", &reason
+		}
+		parents[b.Parent] = true
+		all = append(all, view)
+	}
+	for i := range all {
+		id, _ := layers.ParseID(all[i].ID) // it was written by String
+		all[i].HasDependentBackups = parents[id]
+	}
+	sortNewestFirst(all)
+	return all, nil
+}
+
+// describe is the backup as the API would show it.
+func (t *bareTarget) describe(b repo.Backup) api.Backup {
+	out := api.Backup{
+		ID: b.ID.String(), Name: b.Name, Description: ptr(b.Description), Status: "available",
+		Size: wholeGiB(b.Size), VolumeID: b.Volume.String(), Container: t.url,
+		IsIncremental: b.Incremental, ObjectCount: b.Objects,
+		DataTimestamp: api.Time{Time: b.DataTimestamp},
+		CreatedAt:     api.Time{Time: b.Created},
+		UpdatedAt:     api.Time{Time: b.Created},
+		VolumeName:    b.VolumeName, TargetURL: t.url, SizeBytes: b.Size,
+		LogicalBytes: b.Logical, ChangedBytes: b.Changed, StoredBytes: b.Stored,
+	}
+	if !b.Snapshot.IsZero() {
+		out.SnapshotID = ptr(b.Snapshot.String())
+	}
+	if !b.Parent.IsZero() {
+		out.ParentID = ptr(b.Parent.String())
+	}
+	return out
+}
+
+// directBackup is the backup that ref, an id or a name, means.
+func (c *call) directBackup(ref string) (api.Backup, error) {
+	t, err := c.openDirect()
+	if err != nil {
+		return api.Backup{}, err
+	}
+	defer t.Close()
+	return t.find(c, ref)
+}
+
+func (t *bareTarget) find(c *call, ref string) (api.Backup, error) {
+	all, err := t.backups(c)
+	if err != nil {
+		return api.Backup{}, err
+	}
+	var found []api.Backup
+	var ids []string
+	for _, b := range all {
+		if strings.EqualFold(b.ID, ref) {
+			return b, nil
+		}
+		if b.Name == ref {
+			found, ids = append(found, b), append(ids, b.ID)
+		}
+	}
+	switch len(found) {
+	case 1:
+		return found[0], nil
+	case 0:
+		return api.Backup{}, &agent.Error{Reason: agent.NotFound,
+			Message: fmt.Sprintf("no backup has the name or id %q in %s; \"backup list\" shows what is there", ref, t.url)}
+	}
+	return api.Backup{}, &agent.Error{Reason: agent.Ambiguous,
+		Message: fmt.Sprintf("%d backups have the name %q: give one of their ids: %s", len(found), ref, strings.Join(ids, ", "))}
+}
+
+// directVerify checks a backup and prints what was read. Damage is told line
+// by line.
+func (c *call) directVerify(ref string) error {
+	t, b, err := c.openBackup(ref)
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	level := repo.Map
+	if c.Bool("deep") {
+		level = repo.Deep
+	}
+	id, err := layers.ParseID(b.ID)
+	if err != nil {
+		return err
+	}
+	bar := newProgress(c.stderr, "backup verify", c.onTerminal())
+	report, err := t.Verify(c.ctx, id, repo.VerifyOptions{Level: level, Progress: bar.update})
+	bar.finish()
+	for _, damage := range report.Damage {
+		fmt.Fprintf(c.stderr, "damaged: %s\n", printable(damage.Error()))
+	}
+	if err != nil {
+		return fmt.Errorf("verify backup %s in %s: %w", ref, t.url, err)
+	}
+	return format{}.show(c.stdout, []field{
+		{"id", b.ID},
+		{"name", b.Name},
+		{"objects", report.Objects},
+		{"frames", report.Frames},
+		{"bytes", byteCount(report.Bytes)},
+	})
+}
+
+func (c *call) openBackup(ref string) (*bareTarget, api.Backup, error) {
+	t, err := c.openDirect()
+	if err != nil {
+		return nil, api.Backup{}, err
+	}
+	b, err := t.find(c, ref)
+	if err != nil {
+		return nil, api.Backup{}, errors.Join(err, t.Close())
+	}
+	return t, b, nil
+}
+
+// directMount shows the target's backups at dir until Ctrl-C, or until
+// somebody unmounts it.
+func (c *call) directMount(dir string) error {
+	t, err := c.openDirect()
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	log := newLog(c.stderr, c.onTerminal())
+	server, err := fuse.Mount(c.ctx, dir, &repoSource{repo: t.Repo, log: log}, fuse.Options{Log: log})
+	if err != nil {
+		return err
+	}
+	fmt.Fprintf(c.stdout, "mounted at %s; end it with Ctrl-C\n", server.Dir())
+	server.Wait()
+	return nil
+}

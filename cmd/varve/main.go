@@ -1,0 +1,233 @@
+// Varve keeps block volumes as stacks of layers, serves them over NBD and backs
+// them up into an object store. This is its one program: the daemon (varve
+// serve), the command line that talks to it, and the way back from a backup
+// target without any daemon (varve --target URL …).
+//
+// The command line is a tree of commands, a noun and then a verb, one file for
+// each noun. Its definitions are the one source for parsing, help, completion
+// and the order in which flags may stand: see arrange.
+package main
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"runtime/debug"
+	"strings"
+	"syscall"
+
+	"github.com/urfave/cli/v2"
+	"golang.org/x/term"
+
+	"varve/agent/api"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	p := &program{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr, environ: os.Environ()}
+	code := p.run(ctx, os.Args)
+	stop()
+	os.Exit(code)
+}
+
+// A program is the command line with what it reads and writes.
+type program struct {
+	stdin          *os.File
+	stdout, stderr io.Writer
+	environ        []string
+}
+
+// run carries out one command line and returns its exit code.
+func (p *program) run(ctx context.Context, words []string) int {
+	app := p.app()
+	words, err := arrange(app, words)
+	if err == nil {
+		err = app.RunContext(ctx, words)
+	}
+	return p.report(err)
+}
+
+// app is the command line: global flags and the tree of commands.
+func (p *program) app() *cli.App {
+	app := &cli.App{
+		Name:      "varve",
+		Usage:     "copy-on-write block volumes with backup built in",
+		UsageText: "varve [global flags] NOUN VERB [arguments and flags, in any order]",
+		Version:   version(),
+		Description: "The daemon (varve serve) owns a state folder with its volumes; all other commands talk to it. " +
+			"With --target URL, backup list, show, restore, verify and mount work on the target itself, without a daemon.\n\n" +
+			exitCodeHelp,
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "state", EnvVars: []string{"VARVE_STATE"}, DefaultText: defaultState(p.getenv),
+				Usage: "the daemon's state `FOLDER`"},
+			&cli.StringFlag{Name: "target", Usage: "`URL` of a backup target to work on without a daemon"},
+			&cli.StringFlag{Name: "passphrase-file", Usage: "`FILE` with the passphrase of a target; VARVE_PASSPHRASE is the other way"},
+			&cli.StringFlag{Name: "credentials", Usage: "`FILE` of NAME=VALUE lines (OS_…, ST_…, AWS_…) that override the environment"},
+		},
+		Writer:         p.stdout,
+		ErrWriter:      p.stderr,
+		ExitErrHandler: func(*cli.Context, error) {}, // run reports errors
+		OnUsageError:   func(_ *cli.Context, err error, _ bool) error { return usagef("%v", err) },
+		HideHelp:       false,
+		Commands: []*cli.Command{
+			p.serveCommand(),
+			p.statusCommand(),
+			p.volumeCommand(),
+			p.snapshotCommand(),
+			p.backupCommand(),
+			p.targetCommand(),
+			p.mountCommand(),
+			p.unmountCommand(),
+			p.operationCommand(),
+			p.completionCommand(),
+			p.completeCommand(),
+		},
+		HideHelpCommand:           true,
+		DisableSliceFlagSeparator: true,
+	}
+	app.Action = func(c *cli.Context) error { return cli.ShowAppHelp(c) }
+	return app
+}
+
+// version is the program's version as the Go tool recorded it.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "(devel)"
+	}
+	return info.Main.Version
+}
+
+// getenv is os.Getenv on the program's own environment.
+func (p *program) getenv(name string) string {
+	for _, e := range p.environ {
+		if value, ok := strings.CutPrefix(e, name+"="); ok {
+			return value
+		}
+	}
+	return ""
+}
+
+// defaultState is the state folder where none is named: the XDG base directory
+// specification's state folder, or the system's for root.
+func defaultState(getenv func(string) string) string {
+	if os.Geteuid() == 0 {
+		return "/var/lib/varve"
+	}
+	if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
+		return filepath.Join(dir, "varve")
+	}
+	return filepath.Join(getenv("HOME"), ".local/state/varve")
+}
+
+// A call is one command being carried out.
+type call struct {
+	*program
+	*cli.Context
+	ctx  context.Context
+	args []string // of the command, as many as its ArgsUsage says
+}
+
+// verb makes a command of a function. args is its ArgsUsage, which the
+// arguments are held to.
+func (p *program) verb(name, args, usage string, flags []cli.Flag, run func(*call) error) *cli.Command {
+	return &cli.Command{
+		Name:            name,
+		Usage:           usage,
+		ArgsUsage:       args,
+		Flags:           flags,
+		HideHelpCommand: true,
+		OnUsageError:    func(c *cli.Context, err error, _ bool) error { return usagef("%s: %v", commandName(c), err) },
+		Action: func(c *cli.Context) error {
+			if err := checkArgs(args, c.Args().Slice()); err != nil {
+				return usagef("%s: %v; usage: %s", commandName(c), err, strings.TrimSpace(c.Command.HelpName+" "+args))
+			}
+			return run(&call{program: p, Context: c, ctx: c.Context, args: c.Args().Slice()})
+		},
+	}
+}
+
+// noun makes a command that only has verbs.
+func noun(name, usage string, verbs ...*cli.Command) *cli.Command {
+	return &cli.Command{
+		Name:            name,
+		Usage:           usage,
+		Subcommands:     verbs,
+		HideHelpCommand: true,
+		Action: func(c *cli.Context) error {
+			return usagef("%s: a verb is missing: %s", name, strings.Join(commandNames(verbs), ", "))
+		},
+	}
+}
+
+// commandName is the words of the command: "volume create".
+func commandName(c *cli.Context) string {
+	return strings.TrimPrefix(c.Command.HelpName, c.App.Name+" ")
+}
+
+// state is the absolute path of the state folder.
+func (c *call) state() (string, error) {
+	dir := c.String("state")
+	if dir == "" {
+		dir = defaultState(c.getenv)
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("state folder %s: %w", dir, err)
+	}
+	return abs, nil
+}
+
+// client is the way to the daemon.
+func (c *call) client() (*api.Client, error) {
+	if direct := c.directURL(); direct != "" {
+		return nil, usagef("%s: works through the daemon and not on a target: leave out --target %s", commandName(c.Context), direct)
+	}
+	dir, err := c.state()
+	if err != nil {
+		return nil, err
+	}
+	return api.NewClient(filepath.Join(dir, api.SocketName)), nil
+}
+
+// directURL is the URL of --target, if it is one: with a name it only chooses
+// among the daemon's targets.
+func (c *call) directURL() string {
+	if t := c.String("target"); strings.Contains(t, ":") {
+		return t
+	}
+	return ""
+}
+
+// The flags of commands that print objects.
+func outputFlags(more ...cli.Flag) []cli.Flag {
+	return append(more,
+		&cli.StringFlag{Name: "output", Aliases: []string{"o"}, Value: "table",
+			Usage: "`FORMAT`: " + strings.Join(outputFormats, ", ")},
+		&cli.StringSliceFlag{Name: "column", Aliases: []string{"c"}, Usage: "print only this `COLUMN` or row; may repeat"})
+}
+
+// output is the format that the flags ask for.
+func (c *call) output() (format, error) {
+	kind := c.String("output")
+	for _, f := range outputFormats {
+		if kind == f {
+			return format{kind: kind, columns: c.StringSlice("column")}, nil
+		}
+	}
+	return format{}, usagef("%s: unknown output format %q: there are %s", commandName(c.Context), kind, strings.Join(outputFormats, ", "))
+}
+
+// passphrases is where a passphrase comes from.
+func (c *call) passphrases() passphraseSource {
+	return passphraseSource{file: c.String("passphrase-file"), getenv: c.getenv, stdin: c.stdin, stderr: c.stderr}
+}
+
+// onTerminal reports whether messages go to a terminal.
+func (p *program) onTerminal() bool {
+	f, is := p.stderr.(*os.File)
+	return is && term.IsTerminal(int(f.Fd()))
+}

@@ -1,0 +1,186 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/urfave/cli/v2"
+
+	"varve/agent/api"
+)
+
+func (p *program) operationCommand() *cli.Command {
+	return noun("operation", "work that runs in the daemon",
+		p.verb("list", "", "list operations, newest first", outputFlags(), (*call).operationList),
+		p.verb("show", "OPERATION", "show one operation, and follow it to its end with --wait",
+			outputFlags(&cli.BoolFlag{Name: "wait", Usage: "follow it to its end"}), (*call).operationShow),
+		p.verb("cancel", "OPERATION...", "stop running operations", nil, (*call).operationCancel))
+}
+
+func (c *call) operationList() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	all, err := client.Operations(c.ctx)
+	if err != nil {
+		return err
+	}
+	var rows []row
+	for _, o := range all {
+		rows = append(rows, row{o.ID, o.Kind, o.SubjectID, o.State, share(o.DoneBytes, o.TotalBytes), formatTime(o.StartedAt.Time)})
+	}
+	return out.list(c.stdout, []string{"ID", "Kind", "Subject", "State", "Progress", "Started at"}, rows)
+}
+
+func (c *call) operationShow() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	o, err := client.Operation(c.ctx, c.args[0], 0)
+	if err != nil {
+		return err
+	}
+	var failed error
+	if c.Bool("wait") && !o.Ended() {
+		failed = c.watch(client, o)
+		if o, err = client.Operation(c.ctx, o.ID, 0); err != nil {
+			return errors.Join(failed, err)
+		}
+	}
+	return errors.Join(failed, out.show(c.stdout, []field{
+		{"id", o.ID},
+		{"kind", o.Kind},
+		{"subject_id", o.SubjectID},
+		{"state", o.State},
+		{"error", orNone(o.Error)},
+		{"note", orNone(o.Note)},
+		{"progress", share(o.DoneBytes, o.TotalBytes)},
+		{"done_bytes", byteCount(o.DoneBytes)},
+		{"total_bytes", byteCount(o.TotalBytes)},
+		{"started_at", formatTime(o.StartedAt.Time)},
+		{"ended_at", formatTime(o.EndedAt.Time)},
+	}))
+}
+
+func (c *call) operationCancel() error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("operation", "cancel", func(id string) error {
+		_, err := client.CancelOperation(c.ctx, id)
+		return err
+	})
+}
+
+// waitFlags are those of commands that begin an operation.
+func waitFlags(more ...cli.Flag) []cli.Flag {
+	return append(more,
+		&cli.BoolFlag{Name: "wait", Usage: "follow the operation to its end (the default)"},
+		&cli.BoolFlag{Name: "no-wait", Usage: "return once the operation has begun"})
+}
+
+// follow shows an operation's progress until its end, and returns why it
+// failed. With --no-wait it only says how to follow it.
+func (c *call) follow(client *api.Client, o api.Operation) error {
+	if c.Bool("no-wait") && !c.Bool("wait") {
+		fmt.Fprintf(c.stderr, "%s goes on as operation %s; follow it with: varve operation show %s --wait\n", o.Kind, o.ID, o.ID)
+		return nil
+	}
+	return c.watch(client, o)
+}
+
+// watch is follow whatever the flags say. Ctrl-C leaves the operation running.
+func (c *call) watch(client *api.Client, o api.Operation) error {
+	bar := newProgress(c.stderr, o.Kind, c.onTerminal())
+	id, kind := o.ID, o.Kind
+	var err error
+	for next, e := range client.WatchOperation(c.ctx, id) {
+		if e != nil {
+			err = e
+			break
+		}
+		o = next
+		bar.update(o.DoneBytes, o.TotalBytes)
+	}
+	bar.finish()
+	switch {
+	case err != nil && errors.Is(c.ctx.Err(), context.Canceled):
+		fmt.Fprintf(c.stderr, "varve: no longer watching; %s goes on in the daemon as operation %s\n"+
+			"  follow it: varve operation show %s --wait\n  cancel it: varve operation cancel %s\n", kind, id, id, id)
+		return quietError{exitDetached}
+	case err != nil:
+		return err
+	case o.State == "canceled":
+		return fmt.Errorf("%s: canceled", kind)
+	case o.State != "succeeded":
+		return fmt.Errorf("%s: %s", kind, text(o.Error, "it ended as "+o.State))
+	}
+	if o.Note != nil {
+		fmt.Fprintf(c.stderr, "%s: %s\n", kind, printable(*o.Note))
+	}
+	return nil
+}
+
+// each tries an act on every argument, tells what failed, and ends with how
+// many did, as OpenStack's client does.
+func (c *call) each(kind, act string, try func(name string) error) error {
+	failed, code := 0, exitOK
+	for _, name := range c.args {
+		err := try(name)
+		if err == nil {
+			continue
+		}
+		var quiet quietError
+		if errors.As(err, &quiet) || exitCode(err) == exitAway {
+			return err // there is no point in trying the others
+		}
+		failed++
+		if this := exitCode(err); code == exitOK || code == this {
+			code = this
+		} else {
+			code = exitFailed
+		}
+		fmt.Fprintf(c.stderr, "Failed to %s %s with name or ID '%s': %s\n", act, kind, printable(name), printable(err.Error()))
+	}
+	if failed == 0 {
+		return nil
+	}
+	fmt.Fprintf(c.stderr, "%d of %d %ss failed to %s.\n", failed, len(c.args), kind, act)
+	return quietError{code}
+}
+
+// orNone is *s, or nil (None) for null.
+func orNone(s *string) any {
+	if s == nil {
+		return nil
+	}
+	return *s
+}
+
+// text is *s, or other for null.
+func text(s *string, other string) string {
+	if s == nil {
+		return other
+	}
+	return *s
+}
+
+// share is done of total in percent, or nil (None) while total is not known.
+func share(done, total int64) any {
+	if total <= 0 {
+		return nil
+	}
+	return fmt.Sprintf("%d%%", int(100*float64(min(max(done, 0), total))/float64(total)))
+}

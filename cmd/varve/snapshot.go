@@ -1,0 +1,113 @@
+package main
+
+import (
+	"github.com/urfave/cli/v2"
+
+	"varve/agent/api"
+)
+
+func (p *program) snapshotCommand() *cli.Command {
+	return noun("snapshot", "points in time of a volume",
+		p.verb("create", "VOLUME", "keep the present state of a volume",
+			outputFlags(
+				&cli.StringFlag{Name: "name", Usage: "`NAME` of the snapshot; the time if left out"},
+				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"}),
+			(*call).snapshotCreate),
+		p.verb("list", "[VOLUME]", "list snapshots, oldest first",
+			outputFlags(
+				&cli.BoolFlag{Name: "long", Usage: "also the volume, the time and what each alone holds on disk"},
+				&cli.BoolFlag{Name: "system", Usage: "also those that Varve made itself, for a backup"}),
+			(*call).snapshotList),
+		p.verb("show", "SNAPSHOT", "show one snapshot; VOLUME@SNAPSHOT where the name alone is ambiguous",
+			outputFlags(), (*call).snapshotShow),
+		p.verb("delete", "SNAPSHOT...", "delete snapshots; all others read as before", nil, (*call).snapshotDelete))
+}
+
+func (c *call) snapshotCreate() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	s, err := client.CreateSnapshot(c.ctx, api.NewSnapshot{
+		VolumeID: c.args[0], Name: c.String("name"), Description: c.String("description"),
+	})
+	if err != nil {
+		return err
+	}
+	return out.show(c.stdout, snapshotFields(s))
+}
+
+func (c *call) snapshotList() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	volume := ""
+	if len(c.args) > 0 {
+		volume = c.args[0]
+	}
+	all, err := client.Snapshots(c.ctx, volume, c.Bool("system"))
+	if err != nil {
+		return err
+	}
+	columns := []string{"ID", "Name", "Description", "Status", "Size"}
+	if c.Bool("long") {
+		columns = append(columns, "Volume", "Created At", "Actual Size")
+	}
+	var rows []row
+	for _, s := range all {
+		r := row{s.ID, s.Name, orNone(s.Description), s.Status, s.Size}
+		if c.Bool("long") {
+			r = append(r, s.VolumeName, formatTime(s.CreatedAt.Time), byteCount(s.Bytes))
+		}
+		rows = append(rows, r)
+	}
+	return out.list(c.stdout, columns, rows)
+}
+
+func (c *call) snapshotShow() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	s, err := client.Snapshot(c.ctx, c.args[0])
+	if err != nil {
+		return err
+	}
+	return out.show(c.stdout, snapshotFields(s))
+}
+
+func (c *call) snapshotDelete() error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("snapshot", "delete", func(name string) error { return client.DeleteSnapshot(c.ctx, name) })
+}
+
+func snapshotFields(s api.Snapshot) []field {
+	return []field{
+		{"actual_size", byteCount(s.Bytes)},
+		{"created_at", formatTime(s.CreatedAt.Time)},
+		{"description", orNone(s.Description)},
+		{"fail_reason", orNone(s.FailReason)},
+		{"id", s.ID},
+		{"name", s.Name},
+		{"size", s.Size},
+		{"status", s.Status},
+		{"volume_id", s.VolumeID},
+		{"volume_name", s.VolumeName},
+	}
+}

@@ -1,0 +1,137 @@
+package main
+
+import (
+	"fmt"
+	"net/url"
+	"path/filepath"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"varve/agent/api"
+)
+
+func (p *program) targetCommand() *cli.Command {
+	return noun("target", "places where backups go",
+		p.verb("add", "NAME URL", "open the repository at a URL, or make one there, and remember it",
+			outputFlags(&cli.BoolFlag{Name: "no-encryption", Usage: "store backups so that whoever reads the target can read them"}),
+			(*call).targetAdd),
+		p.verb("list", "", "list targets, oldest first", outputFlags(), (*call).targetList),
+		p.verb("show", "TARGET", "show one target", outputFlags(), (*call).targetShow),
+		p.verb("remove", "TARGET...", "forget targets and their credentials; the backups stay in them", nil, (*call).targetRemove),
+		p.verb("sync", "TARGET...", "read the targets' lists of backups now", nil, (*call).targetSync))
+}
+
+func (c *call) targetAdd() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	at, err := absoluteURL(c.args[1])
+	if err != nil {
+		return err
+	}
+	env, err := credentials(at, c.environ, c.String("credentials"))
+	if err != nil {
+		return err
+	}
+	n := api.NewTarget{Name: c.args[0], URL: at, NoEncryption: c.Bool("no-encryption"), Credentials: env}
+	if !n.NoEncryption {
+		if n.Passphrase, err = c.passphrases().read(n.Name, true); err != nil {
+			return fmt.Errorf("%w; or ask for --no-encryption", err)
+		}
+	}
+	t, err := client.AddTarget(c.ctx, n)
+	if err != nil {
+		return err
+	}
+	return out.show(c.stdout, targetFields(t))
+}
+
+// absoluteURL makes the directory of a file URL absolute by this process's
+// working directory, which the daemon does not share. It refuses a URL that
+// holds a password: it would be stored and shown.
+func absoluteURL(raw string) (string, error) {
+	if u, err := url.Parse(raw); err == nil && u.User != nil {
+		return "", usagef("target URL: credentials do not belong into the URL: use the environment (OS_…, AWS_…) or --credentials FILE")
+	}
+	dir, isFile := strings.CutPrefix(raw, "file:")
+	if !isFile || strings.HasPrefix(dir, "/") || dir == "" {
+		return raw, nil
+	}
+	abs, err := filepath.Abs(dir)
+	if err != nil {
+		return "", fmt.Errorf("target URL %s: %w", raw, err)
+	}
+	return "file://" + abs, nil
+}
+
+func (c *call) targetList() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	all, err := client.Targets(c.ctx)
+	if err != nil {
+		return err
+	}
+	var rows []row
+	for _, t := range all {
+		rows = append(rows, row{t.ID, t.Name, t.URL, t.Encrypted, formatTime(t.SyncedAt.Time)})
+	}
+	return out.list(c.stdout, []string{"ID", "Name", "URL", "Encrypted", "Synced at"}, rows)
+}
+
+func (c *call) targetShow() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	t, err := client.Target(c.ctx, c.args[0])
+	if err != nil {
+		return err
+	}
+	return out.show(c.stdout, targetFields(t))
+}
+
+func (c *call) targetRemove() error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("target", "remove", func(name string) error { return client.RemoveTarget(c.ctx, name) })
+}
+
+func (c *call) targetSync() error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("target", "sync", func(name string) error {
+		_, err := client.SyncTarget(c.ctx, name)
+		return err
+	})
+}
+
+func targetFields(t api.Target) []field {
+	return []field{
+		{"created_at", formatTime(t.CreatedAt.Time)},
+		{"encrypted", t.Encrypted},
+		{"id", t.ID},
+		{"name", t.Name},
+		{"synced_at", formatTime(t.SyncedAt.Time)},
+		{"url", t.URL},
+	}
+}

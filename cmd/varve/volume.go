@@ -1,0 +1,179 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/urfave/cli/v2"
+
+	"varve/agent/api"
+)
+
+func (p *program) volumeCommand() *cli.Command {
+	return noun("volume", "block volumes",
+		p.verb("create", "NAME", "make an empty volume",
+			outputFlags(
+				&cli.StringFlag{Name: "size", Required: false, Usage: "`SIZE`, such as 10G or 512M; a bare number is bytes"},
+				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},
+				&cli.StringSliceFlag{Name: "property", Usage: "`KEY=VALUE` to keep with it; may repeat"}),
+			(*call).volumeCreate),
+		p.verb("list", "", "list volumes, oldest first", outputFlags(), (*call).volumeList),
+		p.verb("show", "VOLUME", "show one volume",
+			outputFlags(&cli.BoolFlag{Name: "long", Usage: "also what it takes on disk and how to attach it"}),
+			(*call).volumeShow),
+		p.verb("grow", "VOLUME SIZE", "make a volume larger; it may be in use", outputFlags(), (*call).volumeGrow),
+		p.verb("delete", "VOLUME...", "delete volumes and their snapshots; backups stay", nil, (*call).volumeDelete))
+}
+
+func (c *call) volumeCreate() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	if c.String("size") == "" {
+		return usagef("volume create: --size is missing, such as --size 10G")
+	}
+	size, err := parseSize(c.String("size"))
+	if err != nil {
+		return err
+	}
+	properties := map[string]string{}
+	for _, p := range c.StringSlice("property") {
+		key, value, ok := strings.Cut(p, "=")
+		if !ok || key == "" {
+			return usagef("volume create: property %q is not KEY=VALUE", p)
+		}
+		properties[key] = value
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	v, err := client.CreateVolume(c.ctx, api.NewVolume{
+		Name: c.args[0], Description: c.String("description"), SizeBytes: size, Metadata: properties,
+	})
+	if err != nil {
+		return err
+	}
+	return out.show(c.stdout, volumeFields(v))
+}
+
+func (c *call) volumeList() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	all, err := client.Volumes(c.ctx)
+	if err != nil {
+		return err
+	}
+	var rows []row
+	for _, v := range all {
+		rows = append(rows, row{v.ID, v.Name, v.Status, v.Size, strings.Join(attachments(v), ", ")})
+	}
+	return out.list(c.stdout, []string{"ID", "Name", "Status", "Size", "Attached to"}, rows)
+}
+
+func (c *call) volumeShow() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	v, err := client.Volume(c.ctx, c.args[0])
+	if err != nil {
+		return err
+	}
+	fields := volumeFields(v)
+	if c.Bool("long") {
+		fields = append(fields, volumeLongFields(v)...)
+	}
+	return out.show(c.stdout, fields)
+}
+
+func (c *call) volumeGrow() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	size, err := parseSize(c.args[1])
+	if err != nil {
+		return err
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	v, err := client.GrowVolume(c.ctx, c.args[0], size)
+	if err != nil {
+		return err
+	}
+	return out.show(c.stdout, volumeFields(v))
+}
+
+func (c *call) volumeDelete() error {
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("volume", "delete", func(name string) error { return client.DeleteVolume(c.ctx, name) })
+}
+
+// volumeFields are the rows of OpenStack's volume show.
+func volumeFields(v api.Volume) []field {
+	return []field{
+		{"attachments", attachments(v)},
+		{"availability_zone", orNone(v.AvailabilityZone)},
+		{"bootable", v.Bootable},
+		{"consistencygroup_id", orNone(v.ConsistencyGroup)},
+		{"created_at", formatTime(v.CreatedAt.Time)},
+		{"description", orNone(v.Description)},
+		{"encrypted", v.Encrypted},
+		{"id", v.ID},
+		{"multiattach", v.Multiattach},
+		{"name", v.Name},
+		{"os-vol-tenant-attr:tenant_id", orNone(v.TenantID)},
+		{"properties", v.Metadata},
+		{"replication_status", orNone(v.ReplicationStatus)},
+		{"size", v.Size},
+		{"snapshot_id", orNone(v.SnapshotID)},
+		{"source_volid", orNone(v.SourceVolumeID)},
+		{"status", v.Status},
+		{"type", v.VolumeType},
+		{"updated_at", formatTime(v.UpdatedAt.Time)},
+		{"user_id", orNone(v.UserID)},
+	}
+}
+
+// volumeLongFields are the rows of Varve's own.
+func volumeLongFields(v api.Volume) []field {
+	usage := []string{}
+	for _, s := range v.SnapshotUsage {
+		usage = append(usage, fmt.Sprintf("%s: %s", text(&s.Name, s.ID), formatBytes(s.Bytes)))
+	}
+	return []field{
+		{"actual_size", byteCount(v.ActualBytes)},
+		{"live_size", byteCount(v.LiveBytes)},
+		{"size_bytes", int64(v.SizeBytes)},
+		{"fail_reason", orNone(v.FailReason)},
+		{"previous_status", orNone(v.PreviousStatus)},
+		{"snapshot_usage", usage},
+		{"uri", v.URI},
+	}
+}
+
+// attachments are the clients that have the volume open, a text each.
+func attachments(v api.Volume) []string {
+	out := []string{}
+	for _, a := range v.Attachments {
+		out = append(out, fmt.Sprintf("NBD client of %s since %v", a.Export, formatTime(a.AttachedAt.Time)))
+	}
+	return out
+}
