@@ -13,19 +13,26 @@ import (
 // Unlike fio it batches: all replies that one receive brings are answered with
 // all their successors in one send. Two system calls move up to depth requests,
 // so that the server, and not the generator, is what limits at high depth.
+//
+// A flush is a barrier here, as it is in a journaling file system: it goes out
+// when all writes before it are answered, and writes go on when it is.
 type load struct {
-	write    bool
-	block    int // bytes of each request
-	depth    int
-	duration time.Duration
-	seed     uint64
+	write      bool
+	block      int // bytes of each request
+	depth      int
+	flushEvery int // writes between flushes; 0 is no flush
+	duration   time.Duration
+	seed       uint64
 }
 
-// loadResult is what a load saw.
+// loadResult is what a load saw. Latencies run from the send that carried a
+// request to the receive that ended its reply.
 type loadResult struct {
-	ops     int64
+	ops     int64 // reads or writes
+	flushes int64
 	elapsed time.Duration
-	latency histogram // from the send that carried a request to the receive that ended its reply
+	latency histogram // of reads or writes
+	flush   histogram
 }
 
 // receiveBuffer holds the replies of one receive: a deep queue of 4 KiB reads
@@ -49,18 +56,20 @@ func (l load) run(c *conn) (*loadResult, error) {
 		blocks:  blocks,
 		random:  rand.New(rand.NewPCG(l.seed, 0)),
 		payload: make([]byte, 2*max(l.block, 1<<20)),
-		sent:    make([]time.Time, l.depth),
-		result:  new(loadResult),
+		sent:    make([]time.Time, l.depth+1),
+	}
+	for slot := range l.depth {
+		g.free = append(g.free, uint64(slot))
 	}
 	fillRandom(g.payload, l.seed)
 	if !l.write {
 		g.scanner.readSize = l.block
 	}
-	return g.result, g.drive(c)
+	return &g.result, g.drive(c)
 }
 
-// A generator is the state of a running load. A request's cookie is its slot,
-// below depth.
+// A generator is the state of a running load. A request's cookie is its slot:
+// below depth for reads and writes, depth for the flush.
 type generator struct {
 	load
 	blocks  int64
@@ -68,18 +77,23 @@ type generator struct {
 	payload []byte // random bytes that writes take theirs from
 	scanner replyScanner
 	sent    []time.Time // by slot; zero if the slot is free
-	flying  int
-	out     []byte // requests to send
-	result  *loadResult
+	free    []uint64    // slots below depth
+	since   int         // writes sent since the last flush
+	out     []byte      // requests to send
+	result  loadResult
 }
 
 func (g *generator) drive(c *conn) error {
 	began := time.Now()
-	for slot := range g.sent {
-		g.request(uint64(slot), began)
-	}
 	in := make([]byte, receiveBuffer)
-	for g.flying > 0 {
+	for now := began; ; now = time.Now() {
+		if now.Sub(began) < g.duration {
+			g.refill(now)
+		}
+		if g.idle() {
+			g.result.elapsed = now.Sub(began)
+			return nil
+		}
 		if _, err := c.Write(g.out); err != nil {
 			return err
 		}
@@ -88,38 +102,54 @@ func (g *generator) drive(c *conn) error {
 		if err != nil {
 			return err
 		}
-		now := time.Now()
-		if err := g.replies(in[:n], now, now.Sub(began) < g.duration); err != nil {
+		if err := g.replies(in[:n], time.Now()); err != nil {
 			return err
 		}
 	}
-	g.result.elapsed = time.Since(began)
-	return nil
 }
 
-// replies takes what one receive brought and, if more is wanted, lines up the
-// successors of the requests that it ended.
-func (g *generator) replies(b []byte, now time.Time, more bool) error {
+// idle reports whether nothing is in flight.
+func (g *generator) idle() bool { return len(g.free) == g.depth && g.sent[g.depth].IsZero() }
+
+// refill lines up the requests that may go out now.
+func (g *generator) refill(now time.Time) {
+	for len(g.free) > 0 && (g.flushEvery == 0 || g.since < g.flushEvery) {
+		last := len(g.free) - 1
+		g.request(g.free[last], now)
+		g.free = g.free[:last]
+		g.since++
+	}
+	if g.flushEvery > 0 && g.since == g.flushEvery && g.idle() {
+		g.sent[g.depth] = now
+		g.out = appendRequest(g.out, cmdFlush, uint64(g.depth), 0, 0)
+	}
+}
+
+// replies takes what one receive brought.
+func (g *generator) replies(b []byte, now time.Time) error {
 	return g.scanner.scan(b, func(cookie uint64) error {
 		if cookie >= uint64(len(g.sent)) || g.sent[cookie].IsZero() {
 			return fmt.Errorf("a reply for cookie %d, which is not in flight", cookie)
 		}
-		g.result.latency.add(now.Sub(g.sent[cookie]))
-		g.result.ops++
-		g.flying--
+		took := now.Sub(g.sent[cookie])
 		g.sent[cookie] = time.Time{}
-		if more {
-			g.request(cookie, now)
+		if cookie == uint64(g.depth) {
+			g.since = 0
+			g.result.flushes++
+			g.result.flush.add(took)
+			return nil
 		}
+		g.result.ops++
+		g.result.latency.add(took)
+		g.free = append(g.free, cookie)
 		return nil
 	})
 }
 
-// request appends the next request to what is to be sent.
+// request appends a read or write to what is to be sent.
 func (g *generator) request(slot uint64, now time.Time) {
 	off := g.random.Int64N(g.blocks) * int64(g.block)
 	g.sent[slot] = now
-	g.flying++
 	if !g.write {
 		g.out = appendRequest(g.out, cmdRead, slot, off, g.block)
 		return

@@ -196,6 +196,25 @@ func TestLoadKeepsCountAndReadsBothKindsOfReply(t *testing.T) {
 	}
 }
 
+// TestLoadFlushIsABarrier: there is a flush for each full set of writes, but
+// perhaps for the last, after which the time may be over.
+func TestLoadFlushIsABarrier(t *testing.T) {
+	s := serveMemory(t, 1<<20)
+	c, err := dial(s.socket, "disk", false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := load{write: true, block: 4096, depth: 5, flushEvery: 12, duration: 20 * time.Millisecond}.run(c)
+	if err := errors.Join(err, c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if missing := r.ops/12 - r.flushes; r.flushes == 0 || missing < 0 || missing > 1 || int64(s.flushes) != r.flushes || r.flush.total != r.flushes {
+		t.Errorf("%d writes with a flush after every 12 made %d flushes, the server saw %d", r.ops, r.flushes, s.flushes)
+	}
+}
+
 func TestLoadReportsAnErrorOfTheServer(t *testing.T) {
 	s := serveMemory(t, 1<<20)
 	s.broken = true

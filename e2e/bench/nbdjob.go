@@ -70,6 +70,8 @@ var nbdJobList = []nbdJob{
 	{name: "4k randwrite 4 conn", rw: "randwrite", block: 4 << 10, depth: 16, conns: 4, writes: true, fullOnly: true, unit: iops, bars: versus(iops, 1.5, 1.8)},
 	{name: "batch 4k randwrite qd16", client: useBatch, rw: "randwrite", block: 4 << 10, depth: 16, writes: true, unit: iops},
 	{name: "batch 4k randwrite qd64", client: useBatch, rw: "randwrite", block: 4 << 10, depth: 64, writes: true, unit: iops},
+	{name: "batch 4k randwrite qd32 flush/32", client: useBatch, rw: "randwrite", block: 4 << 10, depth: 32, flushEvery: 32, writes: true, unit: iops,
+		bars: versus(iops, 1.6, 1.8)},
 	{name: "1m write qd4", rw: "write", block: 1 << 20, depth: 4, writes: true, unit: mibPerSecond, bars: versus(mibPerSecond, 1.3, 0.9)},
 	{name: "nbdcopy in", client: useCopyIn, writes: true, unit: mibPerSecond, bars: versus(mibPerSecond, 1.2, 0.9)},
 }
@@ -256,17 +258,21 @@ func (b *bench) batch(ctx context.Context, job nbdJob, s nbdStand, seed uint64) 
 	if err != nil {
 		return nil, 0, err
 	}
-	r, err := load{write: job.writes, block: job.block, depth: job.depth, seed: seed,
+	r, err := load{write: job.writes, block: job.block, depth: job.depth, flushEvery: job.flushEvery, seed: seed,
 		duration: time.Duration(b.seconds * float64(time.Second))}.run(c)
 	if err := errors.Join(err, c.Close(), ctx.Err()); err != nil {
 		return nil, 0, err
 	}
-	return metrics{
+	m := metrics{
 		iops:         float64(r.ops) / r.elapsed.Seconds(),
 		mibPerSecond: float64(r.ops) * float64(job.block) / (1 << 20) / r.elapsed.Seconds(),
 		p50:          micros(r.latency.quantile(0.5)),
 		p99:          micros(r.latency.quantile(0.99)),
-	}, r.ops, nil
+	}
+	if r.flushes > 0 {
+		m[flushP50], m[flushP99] = micros(r.flush.quantile(0.5)), micros(r.flush.quantile(0.99))
+	}
+	return m, r.ops + r.flushes, nil
 }
 
 func (b *bench) copy(ctx context.Context, from, to string) (metrics, int64, error) {
