@@ -23,6 +23,7 @@ var house = map[string][]string{
 	"nbd":                {"layers"},
 	"nbd/nbdtest":        {"layers", "nbd"},
 	"fuse":               {"layers"},
+	"fuse/fusetest":      {"layers", "fuse"},
 	"catalog":            {"layers"},
 	"agent":              {"layers", "catalog", "agent/repo", "agent/object"},
 	"agent/api":          {"layers", "catalog", "agent"},

@@ -76,8 +76,8 @@ func attachHelped(path string, allowOther bool) (int, error) {
 	cmd.ExtraFiles = []*os.File{theirs} // becomes descriptor 3
 	cmd.Env = append(os.Environ(), "_FUSE_COMMFD=3")
 	if err := runHelper(cmd); err != nil {
-		if allowOther {
-			return -1, fmt.Errorf("%w (for other users too: /etc/fuse.conf must say user_allow_other)", err)
+		if unix.Access(fuseDevice, unix.R_OK|unix.W_OK) != nil {
+			return -1, fmt.Errorf("%w: allow this user to open it: chmod 666 %s", err, fuseDevice)
 		}
 		return -1, err
 	}

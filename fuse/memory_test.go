@@ -236,3 +236,14 @@ func (l *logBuffer) String() string {
 	defer l.mu.Unlock()
 	return l.b.String()
 }
+
+// NewTestSource returns a source with a dense, a sparse, a one byte and an empty
+// image, for the tests outside of the package.
+func NewTestSource() Source {
+	s := newMemSource()
+	s.add("v", "dense", noon, dense(pattern(3<<20+17, 1)))
+	s.add("v", "sparse", noon, sparseLayer())
+	s.add("v", "byte", early, dense([]byte{1}))
+	s.add("w", "empty", early, dense(nil))
+	return s
+}

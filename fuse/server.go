@@ -33,7 +33,7 @@ type Server struct {
 	cancel context.CancelFunc
 	done   chan struct{} // closed when nobody can reach the mount any more
 
-	mu sync.Mutex // held by Unmount: two that run at once would see each other's traces
+	mu sync.Mutex // held by detach: two that run at once would see each other's traces
 }
 
 // Mount shows what s has in the folder dir, which must exist and be empty,
@@ -162,32 +162,37 @@ func (s *Server) Unmount(ctx context.Context) error {
 		return nil
 	default:
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if err := s.detach(ctx); err != nil {
+	idle, err := s.detach(ctx)
+	if err != nil {
 		return fmt.Errorf("unmount %s: %w", s.dir, err)
 	}
-	return nil
-}
-
-func (s *Server) detach(ctx context.Context) error {
-	mounted, err := s.mounted()
-	if err != nil || !mounted {
-		return err
-	}
-	if detach(ctx, s.dir, false) == nil {
+	if idle {
 		select {
 		case <-s.done:
 		case <-ctx.Done():
 		}
-		return nil
+	}
+	return nil
+}
+
+// detach takes the mount off its folder, and reports whether it did so with no
+// file open. It does nothing if the mount is not there any more.
+func (s *Server) detach(ctx context.Context) (idle bool, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	mounted, err := s.mounted()
+	if err != nil || !mounted {
+		return false, err
+	}
+	if detach(ctx, s.dir, false) == nil {
+		return true, nil
 	}
 	// It is in use, or somebody else was quicker.
 	err = detach(ctx, s.dir, true)
 	if mounted, again := s.mounted(); again == nil && !mounted {
-		return nil
+		return false, nil
 	}
-	return err
+	return false, err
 }
 
 // mounted reports whether the mount is on top at its folder. One that is below
