@@ -77,23 +77,23 @@ func (s *Server) addBackups(h huma.API) {
 		return &answer[backupBody]{backupBody{backup(v)}}, nil
 	})
 	huma.Delete(h, "/v1/backups/{backup}", func(ctx context.Context, in *struct {
-		backupRef
-		Force bool `query:"force" doc:"also if incremental backups depend on it; they stay whole"`
+		Backup string `path:"backup" doc:"id or name"`
+		Force  bool   `query:"force" doc:"also if incremental backups depend on it; they stay whole"`
 	}) (*answer[operationBody], error) {
 		return begun(s.config.Agent.DeleteBackup(ctx, in.Backup, in.Force))
 	}, accepted)
 	huma.Post(h, "/v1/backups/{backup}/restore", s.restore, accepted)
 	huma.Post(h, "/v1/backups/{backup}/verify", func(ctx context.Context, in *struct {
-		backupRef
-		Body newVerifyBody
+		Backup string `path:"backup" doc:"id or name"`
+		Body   newVerifyBody
 	}) (*answer[operationBody], error) {
 		return begun(s.config.Agent.VerifyBackup(ctx, in.Backup, in.Body.Verify.Deep))
 	}, accepted)
 }
 
 func (s *Server) restore(ctx context.Context, in *struct {
-	backupRef
-	Body newRestoreBody
+	Backup string `path:"backup" doc:"id or name"`
+	Body   newRestoreBody
 }) (*answer[begunRestore], error) {
 	source, err := s.config.Agent.Backup(ctx, in.Backup)
 	if err != nil {

@@ -37,8 +37,8 @@ func (s *Server) addOperations(h huma.API) {
 		return &answer[operationsBody]{body}, nil
 	})
 	huma.Get(h, "/v1/operations/{operation}", func(ctx context.Context, in *struct {
-		operationRef
-		Wait int `query:"wait" minimum:"0" maximum:"60" doc:"seconds to wait for its end"`
+		Operation string `path:"operation" doc:"id"`
+		Wait      int    `query:"wait" minimum:"0" maximum:"60" doc:"seconds to wait for its end"`
 	}) (*answer[operationBody], error) {
 		o, err := s.operation(ctx, in.Operation)
 		if err != nil {

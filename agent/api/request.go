@@ -39,7 +39,7 @@ func (s *Server) observe(next http.Handler) http.Handler {
 				level = slog.LevelWarn
 			}
 			s.config.Log.Log(r.Context(), level, "request", "request", id, "method", r.Method,
-				"path", r.URL.Path, "code", seen.code, "took", time.Since(began).Round(time.Microsecond))
+				"path", r.URL.Path, "code", seen.code, "took", time.Since(began).Round(time.Microsecond).String())
 		}()
 		next.ServeHTTP(seen, r)
 	})

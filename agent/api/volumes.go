@@ -75,8 +75,8 @@ func (s *Server) addVolumes(h huma.API) {
 		return s.volumeAnswer(ctx, in.Volume)
 	})
 	huma.Post(h, "/v1/volumes/{volume}/grow", func(ctx context.Context, in *struct {
-		volumeRef
-		Body growBody
+		Volume string `path:"volume" doc:"id or name"`
+		Body   growBody
 	}) (*answer[volumeBody], error) {
 		v, err := s.config.Agent.GrowVolume(ctx, in.Volume, in.Body.Grow.SizeBytes)
 		if err != nil {
