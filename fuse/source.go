@@ -13,7 +13,7 @@ import (
 type Source interface {
 	// List returns every image there is now, in any order. A mount calls it
 	// about twice a second while somebody looks at its folders, one call at a
-	// time, and not at all otherwise. The mount keeps the slice.
+	// time, and not at all otherwise.
 	List(ctx context.Context) ([]Image, error)
 
 	// Open opens the image that List gave this ID for reading. ctx bounds the
