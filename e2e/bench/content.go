@@ -9,7 +9,8 @@ import (
 
 const (
 	blockSize = 4 << 10
-	chunkSize = 1 << 20 // of sequential work
+	fillSize  = 64 << 10 // of the writes that fill NBD volumes
+	chunkSize = 1 << 20  // of other sequential work, and the longest run
 )
 
 // fillRandom fills p with bytes that depend on seed alone and do not compress.
@@ -31,20 +32,22 @@ type run struct {
 // random places, 4 % of the volume. Sixteen blocks together and not one, so
 // that qcow2 with its clusters of 64 KiB has to copy nothing.
 func overlay(size int64, layer int) []run {
-	const length = 64 << 10
 	random := rand.New(rand.NewPCG(uint64(layer), 1))
-	runs := make([]run, size/length/25)
+	runs := make([]run, size/fillSize/25)
 	for i := range runs {
-		runs[i] = run{off: random.Int64N(size/length) * length, n: length, seed: random.Uint64()}
+		runs[i] = run{off: random.Int64N(size/fillSize) * fillSize, n: fillSize, seed: random.Uint64()}
 	}
 	return runs
 }
 
-// base is the lowest layer of the NBD volumes: all of it.
+// base is the lowest layer of the NBD volumes: all of it, in writes of 64 KiB.
+// Longer ones would make the kernel keep the files in folios of up to 2 MiB,
+// in which an overwrite of 4 KiB costs ten times as much (ext4, Linux 6.18):
+// the random writes would then measure how long a server's earlier writes were.
 func base(size int64) []run {
-	runs := make([]run, size/chunkSize)
+	runs := make([]run, size/fillSize)
 	for i := range runs {
-		runs[i] = run{off: int64(i) * chunkSize, n: chunkSize, seed: uint64(i)}
+		runs[i] = run{off: int64(i) * fillSize, n: fillSize, seed: uint64(i)}
 	}
 	return runs
 }
