@@ -5,11 +5,14 @@ import (
 	"fmt"
 )
 
-// Errors that callers test for with errors.Is.
+// Errors that callers test for with errors.Is. Space that ran out is
+// syscall.ENOSPC, a volume or boundary that is not there fs.ErrNotExist, one
+// that is there already fs.ErrExist, a wrong argument fs.ErrInvalid.
 var (
-	ErrCorrupt  = errors.New("corrupt")
-	ErrClosed   = errors.New("closed")
-	ErrReadOnly = errors.New("read-only")
+	ErrCorrupt     = errors.New("corrupt")                        // what is on disk is not what was written
+	ErrClosed      = errors.New("closed")                         // the volume or view was closed
+	ErrReadOnly    = errors.New("read-only until it is reopened") // the disk failed; see the cause beside it
+	ErrUnsupported = errors.New("made by a newer program")        // a version, flag or shape that this one does not know
 )
 
 // A CorruptError says where something on disk is not what was written. It is

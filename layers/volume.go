@@ -1,10 +1,10 @@
 package layers
 
 import (
-	"context"
-	"errors"
-	"iter"
+	"fmt"
 	"log/slog"
+	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -13,10 +13,69 @@ type Options struct {
 	Log *slog.Logger // background work reports here; nil is silent
 }
 
-var errSkeleton = errors.New("layers: not built yet")
-
 // A Volume is a chain of layers in a directory, open for reading and writing.
-type Volume struct{ id ID }
+// All methods are safe for concurrent use. It is an nbd.Device.
+type Volume struct {
+	id     ID
+	d      disk
+	log    *slog.Logger
+	tuning tuning
+	unlock func() error
+
+	size   atomic.Int64 // bytes
+	closed atomic.Bool
+	failed atomic.Pointer[error] // why the volume takes no more writes
+
+	// Reading. A reader is inside grace from the lookup to the end of the read.
+	grace *grace
+	live  *blockMap
+	slots atomic.Pointer[[]*layerFile] // by value of live, less slotBase
+
+	// Writing. Locks are taken in this order: tidying, admin, gate, commits, checkpoints,
+	// stripes in ascending order, meta, ring, mu, layout, a layer's own.
+	admin       sync.Mutex   // one change of the chain at a time
+	gate        sync.RWMutex // writes hold it shared; a seal stops them with it
+	commits     committer    // flushes that run together share one record
+	checkpoints sync.Mutex   // one at a time
+	stripes     [64]stripe   // 1 MiB of addresses each, in turn
+	meta        sync.Mutex   // changes of live; head, pending, spare, unsettled
+	head        *layerFile   //
+	pending     *pendingSet  // written since the last flush
+	spare       *pendingSet  //
+	unsettled   []*layerFile // sealed layers that the journal may have records of
+	ring        sync.Mutex   // the fields of journal
+	journal     *journal     //
+
+	mu      sync.RWMutex           // chain, stack, anchors
+	chain   *chain                 // replaced, never changed; without branches: Layers is the stack
+	stack   []*layerFile           // from the root to the head
+	anchors map[*layerFile]*anchor // open views of the boundary above a layer
+
+	layout    sync.RWMutex  // held while a view resolves a page, and while blocks move
+	layoutGen atomic.Uint64 // one more whenever blocks moved from layer to layer
+	tidying   sync.Mutex    // one at a time changes sealed layers
+
+	wantCheckpoint chan struct{}
+	wantTidy       chan struct{}
+	stop           chan struct{}
+	background     sync.WaitGroup
+}
+
+// tuning is what tests make smaller.
+type tuning struct {
+	journalSmall, journalLarge int64 // bytes
+	recordBlocks               int   // blocks of data in a record, at most
+	moveBlocks                 int64 // blocks that a merge moves between syncs, about
+	background                 bool  // checkpoints and merges run by themselves
+}
+
+var defaultTuning = tuning{
+	journalSmall: journalSmall,
+	journalLarge: journalLarge,
+	recordBlocks: 1024,
+	moveBlocks:   16384,
+	background:   true,
+}
 
 // A Boundary is a place in the chain where a head was sealed: a snapshot, or a
 // mark.
@@ -25,46 +84,151 @@ type Boundary struct {
 	Size   int64     // bytes, of the volume at that instant
 	Sealed time.Time // the instant
 	Mark   bool      // only the knowledge of what changed since is kept, no data
-	Bytes  int64     // allocated bytes of the layers that only it needs
+	Bytes  int64     // data in the layers between the boundary before and this one
 }
 
-// Usage is what a volume takes on disk.
+// Usage is what a volume takes on disk, without the maps and the journal.
 type Usage struct {
-	Allocated int64 // bytes, of all layers
-	Live      int64 // bytes that the live volume reads
+	Allocated int64 // bytes of data in all layers
+	Live      int64 // bytes of data that the live volume reads
 }
 
-// A View is a Layer over the data of a snapshot, or of what changed between two
-// boundaries.
-type View struct{}
+// ID is the volume's.
+func (v *Volume) ID() ID { return v.id }
 
-func (w *View) ReadAt(p []byte, off int64) (int, error) { return 0, errSkeleton }
-func (w *View) Size() int64                             { return 0 }
-func (w *View) Extents(off, n int64) iter.Seq2[Extent, error] {
-	return func(yield func(Extent, error) bool) { yield(Extent{}, errSkeleton) }
+// Size is the volume's size now, in bytes.
+func (v *Volume) Size() int64 { return v.size.Load() }
+
+// Boundaries lists the snapshots and marks, oldest first.
+func (v *Volume) Boundaries() []Boundary {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var list []Boundary
+	bytes := int64(0)
+	for i, r := range v.chain.Layers {
+		blocks, _ := v.stack[i].usage()
+		bytes += blocks * BlockSize
+		if r.Flags == 0 {
+			continue
+		}
+		list = append(list, Boundary{
+			ID: r.Boundary, Size: r.Size, Sealed: r.Sealed, Mark: r.Flags == flagMark, Bytes: bytes,
+		})
+		bytes = 0
+	}
+	return list
 }
-func (w *View) Close() error { return nil }
 
-func Create(dir string, id ID, size int64, o Options) (*Volume, error) { return nil, errSkeleton }
-func Open(dir string, o Options) (*Volume, error)                      { return nil, errSkeleton }
+// Clean reports whether nothing was written since the newest boundary. Without
+// a boundary it is false.
+func (v *Volume) Clean() bool {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	for i := len(v.stack) - 1; i >= 0; i-- {
+		if v.chain.Layers[i].Flags != 0 {
+			return true
+		}
+		if _, says := v.stack[i].usage(); says > 0 {
+			return false
+		}
+	}
+	return false
+}
 
-func (v *Volume) ID() ID                                    { return v.id }
-func (v *Volume) Size() int64                               { return 0 }
-func (v *Volume) ReadAt(p []byte, off int64) (int, error)   { return 0, errSkeleton }
-func (v *Volume) WriteAt(p []byte, off int64) (int, error)  { return 0, errSkeleton }
-func (v *Volume) WriteZeroes(off, n int64) error            { return errSkeleton }
-func (v *Volume) Flush() error                              { return errSkeleton }
-func (v *Volume) Close() error                              { return errSkeleton }
-func (v *Volume) Snapshot(id ID) error                      { return errSkeleton }
-func (v *Volume) Boundaries() []Boundary                    { return nil }
-func (v *Volume) View(id ID) (*View, error)                 { return nil, errSkeleton }
-func (v *Volume) Diff(from, to ID) (*View, error)           { return nil, errSkeleton }
-func (v *Volume) DeleteSnapshot(id ID, keepMark bool) error { return errSkeleton }
-func (v *Volume) DropMark(id ID) error                      { return errSkeleton }
-func (v *Volume) Clean() bool                               { return false }
-func (v *Volume) Grow(size int64) error                     { return errSkeleton }
-func (v *Volume) Usage() Usage                              { return Usage{} }
-func (v *Volume) Check(ctx context.Context) error           { return errSkeleton }
-func (v *Volume) Extents(off, n int64) iter.Seq2[Extent, error] {
-	return func(yield func(Extent, error) bool) { yield(Extent{}, errSkeleton) }
+// Usage returns what the volume takes. It reads no file.
+func (v *Volume) Usage() Usage {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var u Usage
+	for _, l := range v.stack {
+		blocks, _ := l.usage()
+		u.Allocated += blocks * BlockSize
+	}
+	v.meta.Lock()
+	u.Live = v.live.data * BlockSize
+	v.meta.Unlock()
+	return u
+}
+
+// fail makes the volume read-only: what the disk holds is not known any more,
+// and a second sync that succeeds would prove nothing. The first reason stays.
+func (v *Volume) fail(cause error) error {
+	err := fmt.Errorf("volume %s: %w: %w", v.id, ErrReadOnly, cause)
+	if v.failed.CompareAndSwap(nil, &err) {
+		v.log.Error("volume takes no more writes", "volume", v.id, "cause", cause)
+	}
+	return *v.failed.Load()
+}
+
+// writable returns why the volume takes no writes, or nil.
+func (v *Volume) writable() error {
+	if v.closed.Load() {
+		return v.errClosed()
+	}
+	return v.failure()
+}
+
+// failure is writable for a volume that may be closing.
+func (v *Volume) failure() error {
+	if err := v.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
+func (v *Volume) errClosed() error { return fmt.Errorf("volume %s: %w", v.id, ErrClosed) }
+
+// sync makes what was written to f durable, or the volume read-only.
+func (v *Volume) sync(f file) error {
+	if err := f.sync(); err != nil {
+		return v.fail(err)
+	}
+	return nil
+}
+
+// syncDir makes the names in the volume's directory durable, or the volume
+// read-only.
+func (v *Volume) syncDir() error {
+	if err := v.d.syncDir(); err != nil {
+		return v.fail(err)
+	}
+	return nil
+}
+
+// layerOf returns the layer of a value of the block map.
+func (v *Volume) layerOf(val uint16) *layerFile { return (*v.slots.Load())[val-slotBase] }
+
+// giveSlot puts a layer into a free slot. The caller holds admin or is alone.
+func (v *Volume) giveSlot(l *layerFile) error {
+	slots := append([]*layerFile(nil), *v.slots.Load()...)
+	i := 0
+	for i < len(slots) && slots[i] != nil {
+		i++
+	}
+	if i == maxLayers {
+		return fmt.Errorf("volume %s has %d layers, as many as it can: delete snapshots first", v.id, maxLayers)
+	}
+	if i == len(slots) {
+		slots = append(slots, nil)
+	}
+	slots[i] = l
+	l.slot = uint16(i + slotBase)
+	v.slots.Store(&slots)
+	return nil
+}
+
+// takeSlot frees the slot of a layer that the block map does not name and no
+// reader uses.
+func (v *Volume) takeSlot(l *layerFile) {
+	slots := append([]*layerFile(nil), *v.slots.Load()...)
+	slots[l.slot-slotBase] = nil
+	v.slots.Store(&slots)
+}
+
+// kick asks a background goroutine to run, if it does not know yet.
+func kick(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }

@@ -1,0 +1,160 @@
+package layers
+
+// checkpoint makes everything that was written before the call durable in the
+// data and map files, and kills the records of the journal up to now. Flushes
+// may go on meanwhile: their records stay alive.
+func (v *Volume) checkpoint() error { return v.checkpointAs(false) }
+
+// checkpointAs is checkpoint; clean says in the barrier that the volume is being
+// closed.
+//
+// The order is what makes it safe. The mark is taken first, so every record
+// before it is of blocks that are in the data files, if only in memory. The
+// kinds are copied before the data is synced, so no map on disk ever names data
+// that is not. The barrier comes last, so a crash before it replays records
+// over blocks that have what the records say, or something newer that no flush
+// has promised.
+func (v *Volume) checkpointAs(clean bool) error {
+	v.checkpoints.Lock()
+	defer v.checkpoints.Unlock()
+	if err := v.failure(); err != nil {
+		return err
+	}
+
+	v.ring.Lock()
+	start := v.journal.next
+	v.ring.Unlock()
+	v.meta.Lock()
+	sealed := len(v.unsettled)
+	layers := append(v.unsettled[:sealed:sealed], v.head)
+	v.meta.Unlock()
+
+	var writes []pageWrite
+	for _, l := range layers {
+		writes = append(writes, l.takeDirty()...)
+	}
+	if err := v.settle(layers, writes); err != nil {
+		putBack(writes)
+		return err
+	}
+	if err := v.writeBarrier(start, clean); err != nil {
+		return err
+	}
+	v.meta.Lock()
+	v.unsettled = append([]*layerFile(nil), v.unsettled[sealed:]...)
+	v.meta.Unlock()
+	for _, l := range layers[:sealed] {
+		l.forget()
+		kick(v.wantTidy)
+	}
+	return nil
+}
+
+// settle makes data durable, and then the pages that name it.
+func (v *Volume) settle(layers []*layerFile, writes []pageWrite) error {
+	for _, l := range layers {
+		if !l.unsynced.Swap(false) {
+			continue
+		}
+		if err := v.sync(l.data); err != nil {
+			return err
+		}
+	}
+	return v.writePages(writes)
+}
+
+// writePages writes pages, syncs, and makes them count.
+func (v *Volume) writePages(writes []pageWrite) error {
+	if err := v.putPages(writes); err != nil {
+		return err
+	}
+	for i := range writes {
+		writes[i].commit()
+	}
+	return nil
+}
+
+// putPages writes pages and makes them durable. Pages of one layer are
+// neighbours in writes.
+func (v *Volume) putPages(writes []pageWrite) error {
+	for i := range writes {
+		if err := writes[i].write(); err != nil {
+			return err
+		}
+		if i+1 == len(writes) || writes[i+1].l != writes[i].l {
+			if err := v.sync(writes[i].l.maps); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// writeBarrier kills the records before m.
+func (v *Volume) writeBarrier(m mark, clean bool) error {
+	if err := v.journal.writeBarrier(m, clean); err != nil {
+		return v.fail(err)
+	}
+	v.ring.Lock()
+	v.journal.moveBarrier(m)
+	v.ring.Unlock()
+	return nil
+}
+
+// runCheckpoints makes a checkpoint whenever half of the journal is alive, so
+// that a flush need not wait for one.
+func (v *Volume) runCheckpoints() {
+	defer v.background.Done()
+	for {
+		select {
+		case <-v.stop:
+			return
+		case <-v.wantCheckpoint:
+		}
+		err := v.checkpoint()
+		if err == nil {
+			err = v.growJournal()
+		}
+		if err != nil {
+			v.log.Warn("checkpoint did not succeed; flushes go on while the journal has room", "volume", v.id, "error", err)
+		}
+	}
+}
+
+// growJournal replaces a small journal by a large one, once a volume has shown
+// that it needs it.
+func (v *Volume) growJournal() error {
+	if v.journal.end >= v.tuning.journalLarge {
+		return nil
+	}
+	large, err := createJournal(v.d, journalTemp, v.id, v.tuning.journalLarge)
+	if err != nil {
+		v.d.remove(journalTemp) // if it was made at all
+		return err
+	}
+	return v.commits.alone(func() error {
+		old := v.journal
+		err := v.checkpoint() // leaves no record alive: nobody else commits
+		if err == nil {
+			err = large.begin(old.gen, old.next.seq)
+		}
+		if err == nil {
+			err = v.d.rename(journalTemp, journalName)
+		}
+		if err != nil {
+			large.f.close() // the first error is the one that counts
+			v.d.remove(journalTemp)
+			return err
+		}
+		if err := v.syncDir(); err != nil {
+			large.f.close()
+			return err
+		}
+		v.checkpoints.Lock()
+		defer v.checkpoints.Unlock()
+		v.ring.Lock()
+		defer v.ring.Unlock()
+		v.journal = large
+		return old.f.close()
+	})
+}

@@ -1,0 +1,195 @@
+package layers
+
+import "slices"
+
+// mergeStep takes one step towards making one layer of two neighbours: it moves
+// some blocks of the smaller into the larger, or, when the smaller is empty,
+// takes it out of the chain.
+func (v *Volume) mergeStep(links []link) (bool, error) {
+	for i := 0; i+1 < len(links); i++ {
+		if links[i].bound {
+			continue
+		}
+		return true, v.merge(links[i], links[i+1])
+	}
+	return false, nil
+}
+
+func (v *Volume) merge(lower, upper link) error {
+	from, to := lower, upper
+	lowerData, _ := lower.usage()
+	upperData, _ := upper.usage()
+	if upperData < lowerData {
+		from, to = upper, lower
+	}
+	groups := from.present()
+	if len(groups) == 0 {
+		return v.unlink(from.layerFile, lower.layerFile, upper.layerFile)
+	}
+	if to.size < upper.size {
+		// The lower layer may get blocks past its size: an open after a crash
+		// must know that they may be there.
+		if err := v.widen(to.layerFile, upper.size); err != nil {
+			return err
+		}
+	}
+	return v.move(from.layerFile, to.layerFile, v.some(from.layerFile, groups), to.layerFile == lower.layerFile)
+}
+
+// some returns the first of the groups, with about as many blocks as may move
+// between syncs.
+func (v *Volume) some(l *layerFile, groups []uint32) []uint32 {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	blocks := int64(0)
+	for i, g := range groups {
+		if blocks += int64(l.groups[g].blocks); blocks >= v.tuning.moveBlocks || i+1 == pagesAtOnce {
+			return groups[:i+1]
+		}
+	}
+	return groups
+}
+
+// widen sets the size of a layer in the chain.
+func (v *Volume) widen(l *layerFile, size int64) error {
+	v.admin.Lock()
+	defer v.admin.Unlock()
+	at := slices.Index(v.stack, l)
+	err := v.setChain(func(layers []layerRecord) []layerRecord {
+		layers[at].Size = size
+		return layers
+	})
+	if err == nil {
+		l.size = size
+	}
+	return err
+}
+
+// move moves what from says in some groups to its neighbour to. down says that
+// to is the lower one. Where both say something, the upper one counts.
+func (v *Volume) move(from, to *layerFile, groups []uint32, down bool) error {
+	var arrive, leave []pageWrite
+	var before []kindBits
+	for _, g := range groups {
+		w, err := v.copyPage(from, to, g, down)
+		if err != nil {
+			return err
+		}
+		arrive = append(arrive, w)
+		w, err = from.nextVersion(g)
+		if err != nil {
+			return err
+		}
+		before = append(before, w.page.Kinds)
+		w.page.Kinds = kindBits{}
+		leave = append(leave, w)
+	}
+	if err := v.sync(to.data); err != nil {
+		return err
+	}
+	if err := v.sync(to.maps); err != nil { // the checksums
+		return err
+	}
+	if err := v.putPages(arrive); err != nil {
+		return err
+	}
+	if err := v.putPages(leave); err != nil {
+		return err
+	}
+	v.commitMoved(append(arrive, leave...))
+	v.meta.Lock()
+	for _, g := range groups {
+		v.live.replace(int64(g)*pageBlocks, int64(g+1)*pageBlocks, from.slot, to.slot)
+	}
+	v.meta.Unlock()
+	return v.punchGone(leave, before)
+}
+
+// copyPage copies the blocks that a group is to get into its data file, and
+// returns the page that will name them. Their checksums are checked on the way.
+func (v *Volume) copyPage(from, to *layerFile, g uint32, down bool) (pageWrite, error) {
+	src, err := from.nextVersion(g)
+	if err != nil {
+		return pageWrite{}, err
+	}
+	dst, err := to.nextVersion(g)
+	if err != nil {
+		return pageWrite{}, err
+	}
+	var srcSums, dstSums sums
+	if err := from.readSums(g, src.page.Sums, src.page.SumsCRC, &srcSums); err != nil {
+		return pageWrite{}, err
+	}
+	if err := to.readSums(g, dst.page.Sums, dst.page.SumsCRC, &dstSums); err != nil {
+		return pageWrite{}, err
+	}
+	moved := src.page.Kinds
+	if !down {
+		moved.except(&dst.page.Kinds)
+	}
+	dst.page.Kinds.overlay(&moved)
+	first := int64(g) * pageBlocks
+	err = from.eachData(g, &moved, func(i int, b []byte) error {
+		if err := srcSums.check(from, g, i, b); err != nil {
+			return err
+		}
+		copy(dstSums[i:], srcSums[i:i+len(b)/BlockSize])
+		return to.data.writeAt(b, (first+int64(i))*BlockSize)
+	})
+	if err != nil {
+		return pageWrite{}, err
+	}
+	return dst, dst.putSums(&dstSums)
+}
+
+// overlay sets the blocks that over says something about.
+func (k *kindBits) overlay(over *kindBits) {
+	for i, w := range over {
+		s := says(w)
+		k[i] = k[i]&^(s|s<<1) | w
+	}
+}
+
+// except clears the blocks that other says something about.
+func (k *kindBits) except(other *kindBits) {
+	for i, w := range other {
+		s := says(w)
+		k[i] &^= s | s<<1
+	}
+}
+
+// unlink takes an empty layer out of the chain. If it was the upper one of the
+// two, the lower one ends at its boundary now.
+func (v *Volume) unlink(empty, lower, upper *layerFile) error {
+	v.admin.Lock()
+	defer v.admin.Unlock()
+	if err := v.goOn(); err != nil {
+		return err
+	}
+	at := slices.Index(v.stack, empty)
+	c := v.chain.edit(func(layers []layerRecord) []layerRecord {
+		if empty == upper {
+			id := layers[at-1].ID
+			layers[at-1] = layers[at]
+			layers[at-1].ID = id
+		}
+		return slices.Delete(layers, at, at+1)
+	})
+	if err := v.replaceChain(c); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.chain = c
+	v.stack = slices.Delete(slices.Clone(v.stack), at, at+1)
+	if a := v.anchors[upper]; empty == upper && a != nil {
+		v.anchors[lower] = a
+	}
+	delete(v.anchors, empty)
+	v.mu.Unlock()
+	if empty == upper {
+		lower.size = c.Layers[at-1].Size
+	}
+	v.grace.wait()
+	v.dropLayer(empty)
+	return nil
+}

@@ -1,0 +1,465 @@
+package layers
+
+import (
+	"bytes"
+	"context"
+	"flag"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"slices"
+	"testing"
+	"time"
+)
+
+var seedFlag = flag.Uint64("seed", 0, "replay the model and crash tests with this seed")
+
+// testSeed returns the seed of a random test and prints it when the test fails.
+func testSeed(t testing.TB) uint64 {
+	seed := *seedFlag
+	if seed == 0 {
+		seed = uint64(time.Now().UnixNano())
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("replay with -seed %d", seed)
+		}
+	})
+	return seed
+}
+
+var smallTuning = tuning{
+	journalSmall: ringStart + 64*slotSize,
+	journalLarge: ringStart + 128*slotSize,
+	recordBlocks: 16,
+	moveBlocks:   8,
+}
+
+// modelSnapshot is what a boundary must hold.
+type modelSnapshot struct {
+	id   ID
+	mark bool
+	data []byte // of the volume at that instant; kept for marks too, to know what changed
+}
+
+// model is the volume as byte slices.
+type model struct {
+	t     testing.TB
+	r     *rand.Rand
+	d     disk
+	tune  tuning
+	v     *Volume
+	live  []byte
+	marks []modelSnapshot // oldest first, snapshots and marks
+	views []modelView
+	dirty bool // written since the newest boundary
+}
+
+type modelView struct {
+	w    *View
+	want []byte
+}
+
+func newModel(t testing.TB, d disk, r *rand.Rand, size int64, tune tuning) *model {
+	t.Helper()
+	if err := createVolume(d, NewID(), size, tune); err != nil {
+		t.Fatal(err)
+	}
+	m := &model{t: t, r: r, d: d, tune: tune, live: make([]byte, size)}
+	m.open()
+	return m
+}
+
+func (m *model) open() {
+	m.t.Helper()
+	v, err := openVolume(m.d, Options{}, m.tune)
+	if err != nil {
+		m.t.Fatalf("open: %v", err)
+	}
+	m.v = v
+}
+
+// place returns a random range; most are aligned, some cross the end of a page.
+func (m *model) place(limit int64) (off, n int64) {
+	size := int64(len(m.live))
+	n = 1 + m.r.Int64N(min(limit, size))
+	off = m.r.Int64N(size - n + 1)
+	switch m.r.IntN(4) {
+	case 0:
+	case 1:
+		off, n = off/sectorSize*sectorSize, max(n/sectorSize*sectorSize, sectorSize)
+	default:
+		off, n = off/BlockSize*BlockSize, max(n/BlockSize*BlockSize, BlockSize)
+	}
+	return off, min(n, size-off)
+}
+
+func (m *model) write() string {
+	off, n := m.place(40 * BlockSize)
+	p := make([]byte, n)
+	for i := range p {
+		p[i] = byte(m.r.Uint32())
+	}
+	if got, err := m.v.WriteAt(p, off); err != nil || got != len(p) {
+		m.t.Fatalf("WriteAt(%d bytes, %d) = %d, %v", n, off, got, err)
+	}
+	copy(m.live[off:], p)
+	m.dirty = true
+	return fmt.Sprintf("write [%d, %d)", off, off+n)
+}
+
+func (m *model) zero() string {
+	off, n := m.place(600 * BlockSize)
+	if err := m.v.WriteZeroes(off, n); err != nil {
+		m.t.Fatalf("WriteZeroes(%d, %d): %v", off, n, err)
+	}
+	clear(m.live[off : off+n])
+	m.dirty = true
+	return fmt.Sprintf("zero [%d, %d)", off, off+n)
+}
+
+func (m *model) flush() string {
+	if err := m.v.Flush(); err != nil {
+		m.t.Fatalf("Flush: %v", err)
+	}
+	return "flush"
+}
+
+func (m *model) snapshot() string {
+	id := NewID()
+	if err := m.v.Snapshot(id); err != nil {
+		m.t.Fatalf("Snapshot: %v", err)
+	}
+	m.marks = append(m.marks, modelSnapshot{id: id, data: slices.Clone(m.live)})
+	m.dirty = false
+	return "snapshot " + id.String()
+}
+
+func (m *model) pick(mark bool) int {
+	var list []int
+	for i, s := range m.marks {
+		if s.mark == mark {
+			list = append(list, i)
+		}
+	}
+	if len(list) == 0 {
+		return -1
+	}
+	return list[m.r.IntN(len(list))]
+}
+
+func (m *model) delete() string {
+	i := m.pick(false)
+	if i < 0 {
+		return "delete nothing"
+	}
+	keep := m.r.IntN(2) == 0
+	id := m.marks[i].id
+	if err := m.v.DeleteSnapshot(id, keep); err != nil {
+		m.t.Fatalf("DeleteSnapshot(%s, %v): %v", id, keep, err)
+	}
+	if keep {
+		m.marks[i].mark = true
+	} else {
+		m.remove(i)
+	}
+	return fmt.Sprintf("delete %s, keep mark %v", id, keep)
+}
+
+func (m *model) dropMark() string {
+	i := m.pick(true)
+	if i < 0 {
+		return "drop nothing"
+	}
+	id := m.marks[i].id
+	if err := m.v.DropMark(id); err != nil {
+		m.t.Fatalf("DropMark(%s): %v", id, err)
+	}
+	m.remove(i)
+	return "drop mark " + id.String()
+}
+
+func (m *model) remove(i int) {
+	if i == len(m.marks)-1 {
+		m.dirty = true // not known: what it had may be above the one before
+	}
+	m.marks = slices.Delete(m.marks, i, i+1)
+}
+
+func (m *model) grow() string {
+	size := int64(len(m.live)) + sectorSize*m.r.Int64N(300)
+	if err := m.v.Grow(size); err != nil {
+		m.t.Fatalf("Grow(%d): %v", size, err)
+	}
+	m.live = append(slices.Clone(m.live), make([]byte, size-int64(len(m.live)))...)
+	return fmt.Sprintf("grow to %d", size)
+}
+
+func (m *model) reopen() string {
+	m.closeViews()
+	if err := m.v.Close(); err != nil {
+		m.t.Fatalf("Close: %v", err)
+	}
+	m.open()
+	return "reopen"
+}
+
+func (m *model) tidy() string {
+	if err := m.v.tidy(); err != nil {
+		m.t.Fatalf("tidy: %v", err)
+	}
+	return "tidy"
+}
+
+func (m *model) tidyStep() string {
+	if _, err := m.v.tidyStep(); err != nil {
+		m.t.Fatalf("tidy step: %v", err)
+	}
+	return "tidy step"
+}
+
+func (m *model) checkpoint() string {
+	if err := m.v.checkpoint(); err != nil {
+		m.t.Fatalf("checkpoint: %v", err)
+	}
+	return "checkpoint"
+}
+
+func (m *model) growJournal() string {
+	if err := m.v.growJournal(); err != nil {
+		m.t.Fatalf("grow journal: %v", err)
+	}
+	return "grow journal"
+}
+
+func (m *model) openView() string {
+	i := m.pick(false)
+	if i < 0 || len(m.views) > 3 {
+		return "view nothing"
+	}
+	w, err := m.v.View(m.marks[i].id)
+	if err != nil {
+		m.t.Fatalf("View: %v", err)
+	}
+	m.views = append(m.views, modelView{w, m.marks[i].data})
+	return "view " + m.marks[i].id.String()
+}
+
+func (m *model) openDiff() string {
+	i := m.pick(false)
+	if i < 0 || len(m.views) > 3 {
+		return "diff nothing"
+	}
+	from, to := m.marks[m.r.IntN(len(m.marks))], m.marks[i]
+	w, err := m.v.Diff(from.id, to.id)
+	if err != nil {
+		m.t.Fatalf("Diff: %v", err)
+	}
+	m.checkDiff(w, from.data, to.data)
+	m.views = append(m.views, modelView{w, overlayOf(m.t, w, from.data, to.data)})
+	return fmt.Sprintf("diff %s %s", from.id, to.id)
+}
+
+// checkDiff checks that a diff, laid over the one content, gives the other.
+func (m *model) checkDiff(w *View, from, to []byte) {
+	m.t.Helper()
+	got := make([]byte, len(to))
+	copy(got, from)
+	for e, err := range w.Extents(0, w.Size()) {
+		if err != nil {
+			m.t.Fatalf("diff: %v", err)
+		}
+		if _, err := w.ReadAt(got[e.Off:e.End()], e.Off); err != nil {
+			m.t.Fatalf("diff: read %+v: %v", e, err)
+		}
+	}
+	if at := differ(got, to); at >= 0 {
+		m.t.Fatalf("diff laid over the older content differs at %d (block %d)", at, at/BlockSize)
+	}
+}
+
+// overlayOf returns what a diff reads as on its own.
+func overlayOf(t testing.TB, w *View, from, to []byte) []byte {
+	t.Helper()
+	p := make([]byte, len(to))
+	for e, err := range w.Extents(0, w.Size()) {
+		if err != nil {
+			t.Fatalf("diff: %v", err)
+		}
+		copy(p[e.Off:e.End()], to[e.Off:e.End()])
+	}
+	return p
+}
+
+func (m *model) closeView() string {
+	if len(m.views) == 0 {
+		return "close nothing"
+	}
+	i := m.r.IntN(len(m.views))
+	if err := m.views[i].w.Close(); err != nil {
+		m.t.Fatalf("close view: %v", err)
+	}
+	m.views = slices.Delete(m.views, i, i+1)
+	return "close view"
+}
+
+func (m *model) closeViews() {
+	for len(m.views) > 0 {
+		m.closeView()
+	}
+}
+
+// step does one random thing and says what.
+func (m *model) step() string {
+	switch n := m.r.IntN(100); {
+	case n < 38:
+		return m.write()
+	case n < 46:
+		return m.zero()
+	case n < 58:
+		return m.flush()
+	case n < 66:
+		return m.snapshot()
+	case n < 72:
+		return m.delete()
+	case n < 75:
+		return m.dropMark()
+	case n < 77:
+		return m.grow()
+	case n < 79:
+		return m.reopen()
+	case n < 82:
+		return m.tidy()
+	case n < 88:
+		return m.tidyStep()
+	case n < 90:
+		return m.checkpoint()
+	case n < 91:
+		return m.growJournal()
+	case n < 94:
+		return m.openView()
+	case n < 97:
+		return m.openDiff()
+	default:
+		return m.closeView()
+	}
+}
+
+func differ(a, b []byte) int {
+	if len(a) != len(b) {
+		return min(len(a), len(b))
+	}
+	if bytes.Equal(a, b) {
+		return -1
+	}
+	for i := range a {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return -1
+}
+
+// checkLive compares the volume with the model.
+func (m *model) checkLive() {
+	m.t.Helper()
+	got := make([]byte, len(m.live))
+	if _, err := m.v.ReadAt(got, 0); err != nil {
+		m.t.Fatalf("ReadAt: %v", err)
+	}
+	if at := differ(got, m.live); at >= 0 {
+		m.t.Fatalf("volume differs at %d (block %d): got %#x, want %#x", at, at/BlockSize, got[at], m.live[at])
+	}
+	if !m.dirty && len(m.marks) > 0 != m.v.Clean() {
+		m.t.Fatalf("Clean() = %v with %d boundaries and no write since", m.v.Clean(), len(m.marks))
+	}
+}
+
+// checkAll compares everything with the model.
+func (m *model) checkAll() {
+	m.t.Helper()
+	m.checkLive()
+	list := m.v.Boundaries()
+	if len(list) != len(m.marks) {
+		m.t.Fatalf("%d boundaries, want %d", len(list), len(m.marks))
+	}
+	for i, s := range m.marks {
+		if list[i].ID != s.id || list[i].Mark != s.mark || list[i].Size != int64(len(s.data)) {
+			m.t.Fatalf("boundary %d is %+v, want %s, mark %v, size %d", i, list[i], s.id, s.mark, len(s.data))
+		}
+		if s.mark {
+			continue
+		}
+		w, err := m.v.View(s.id)
+		if err != nil {
+			m.t.Fatalf("View: %v", err)
+		}
+		m.checkView(w, s.data)
+		if err := w.Close(); err != nil {
+			m.t.Fatal(err)
+		}
+	}
+	for _, o := range m.views {
+		m.checkView(o.w, o.want)
+	}
+	if err := m.v.Check(context.Background()); err != nil {
+		m.t.Fatalf("Check: %v", err)
+	}
+}
+
+func (m *model) checkView(w *View, want []byte) {
+	m.t.Helper()
+	got := make([]byte, len(want))
+	if _, err := w.ReadAt(got, 0); err != nil {
+		m.t.Fatalf("view: ReadAt: %v", err)
+	}
+	if at := differ(got, want); at >= 0 {
+		m.t.Fatalf("view of %d bytes differs at %d (block %d): got %#x, want %#x", len(want), at, at/BlockSize, got[at], want[at])
+	}
+}
+
+// V2, V4, S3, S9: random operations, compared with byte slices after each.
+func TestModel(t *testing.T) {
+	seed := testSeed(t)
+	for round := range uint64(4) {
+		t.Run(fmt.Sprint(round), func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "volume")
+			if err := os.Mkdir(dir, 0o700); err != nil {
+				t.Fatal(err)
+			}
+			size := int64(300*BlockSize + 1536)
+			if round%2 == 1 {
+				size += (pageBlocks - 200) * BlockSize // crosses a page
+			}
+			steps := 600
+			if round%2 == 1 {
+				steps = 60
+			}
+			m := newModel(t, osDisk{dir}, rand.New(rand.NewPCG(seed, round)), size, smallTuning)
+			var log []string
+			defer func() {
+				if t.Failed() {
+					for i, s := range log[max(0, len(log)-40):] {
+						t.Log(i, s)
+					}
+				}
+			}()
+			for i := range steps {
+				log = append(log, m.step())
+				m.checkLive()
+				if i%8 == 0 {
+					m.checkAll()
+				}
+			}
+			m.tidy()
+			m.checkAll()
+			m.reopen()
+			m.checkAll()
+			m.closeViews()
+			if err := m.v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		})
+	}
+}

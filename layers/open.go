@@ -1,0 +1,392 @@
+package layers
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+)
+
+const (
+	headerName = "volume"
+	chainName  = "chain"
+	chainTemp  = "chain.tmp"
+
+	maxChainFile = chainHeaderSize + recordSize*maxLayers + 4
+)
+
+// Create makes a volume of size bytes in dir, which must not exist or be empty,
+// and opens it. size is a multiple of 512, from 512 to MaxSize; the volume
+// takes 8 MiB for its journal and grows with what is written. A directory that
+// holds a volume already is fs.ErrExist, a wrong size fs.ErrInvalid. After an
+// error nothing is left but empty directories.
+func Create(dir string, id ID, size int64, o Options) (*Volume, error) {
+	if id.IsZero() {
+		return nil, fmt.Errorf("create volume in %s: no id: %w", dir, fs.ErrInvalid)
+	}
+	if err := checkSize(size); err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", id, err)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", id, err)
+	}
+	d := osDisk{dir}
+	if names, err := d.list(); err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", id, err)
+	} else if len(names) > 0 {
+		return nil, fmt.Errorf("create volume %s: directory %s is not empty: %w", id, dir, fs.ErrExist)
+	}
+	err := createVolume(d, id, size, defaultTuning)
+	if err == nil {
+		err = syncPath(filepath.Dir(filepath.Clean(dir)))
+	}
+	if err != nil {
+		removeFiles(d)
+		return nil, fmt.Errorf("create volume %s: %w", id, err)
+	}
+	return Open(dir, o)
+}
+
+// removeFiles empties the directory of a volume that could not be made.
+func removeFiles(d disk) {
+	names, _ := d.list() // nothing listed, nothing removed
+	for _, name := range names {
+		d.remove(name) // what stays is reported by the next Create
+	}
+}
+
+// createVolume writes the files of a volume, the header last: without it the
+// directory is no volume.
+func createVolume(d disk, id ID, size int64, tune tuning) error {
+	l, err := createLayer(d, NewID(), id, size)
+	if err != nil {
+		return err
+	}
+	if err := l.close(); err != nil {
+		return err
+	}
+	j, err := createJournal(d, journalName, id, tune.journalSmall)
+	if err != nil {
+		return err
+	}
+	err = j.begin(0, 1)
+	if cerr := j.f.close(); err == nil {
+		err = cerr
+	}
+	if err != nil {
+		return err
+	}
+	c := &chain{Volume: id, Generation: 1, Layers: []layerRecord{{ID: l.id, Size: size, Parent: -1}}}
+	if err := createWhole(d, chainName, c.encode()); err != nil {
+		return err
+	}
+	if err := d.syncDir(); err != nil {
+		return err
+	}
+	h := volumeHeader{ID: id, Created: time.Now(), Size: size}
+	if err := createWhole(d, headerName, h.encode()); err != nil {
+		return err
+	}
+	return d.syncDir()
+}
+
+// createWhole makes a file with the bytes b, and syncs it.
+func createWhole(d disk, name string, b []byte) error {
+	f, err := d.create(name)
+	if err != nil {
+		return err
+	}
+	err = f.writeAt(b, 0)
+	if err == nil {
+		err = f.sync()
+	}
+	if cerr := f.close(); err == nil {
+		err = cerr
+	}
+	return err
+}
+
+// Open opens the volume in dir. One that is open already is a *LockedError; a
+// directory without a volume is fs.ErrNotExist; damage is ErrCorrupt. What a
+// crash left half done is finished first.
+func Open(dir string, o Options) (*Volume, error) {
+	if _, err := os.Stat(filepath.Join(dir, headerName)); err != nil {
+		return nil, fmt.Errorf("open volume %s: not a volume: %w", dir, err)
+	}
+	v, err := openVolume(osDisk{dir}, o, defaultTuning)
+	if err != nil {
+		return nil, fmt.Errorf("open volume %s: %w", dir, err)
+	}
+	return v, nil
+}
+
+func openVolume(d disk, o Options, tune tuning) (*Volume, error) {
+	unlock, err := d.lock()
+	if err != nil {
+		return nil, err
+	}
+	v := &Volume{
+		d: d, log: o.Log, tuning: tune, unlock: unlock, grace: newGrace(),
+		pending: newPendingSet(tune.recordBlocks), spare: newPendingSet(tune.recordBlocks),
+		anchors:        map[*layerFile]*anchor{},
+		wantCheckpoint: make(chan struct{}, 1), wantTidy: make(chan struct{}, 1), stop: make(chan struct{}),
+	}
+	v.commits.done.L = &v.commits.mu
+	v.slots.Store(new([]*layerFile))
+	if v.log == nil {
+		v.log = slog.New(slog.DiscardHandler)
+	}
+	if err := v.load(); err != nil {
+		v.closeFiles()
+		return nil, err
+	}
+	if tune.background {
+		v.background.Add(2)
+		go v.runCheckpoints()
+		go v.runTidy()
+	}
+	return v, nil
+}
+
+// load reads what is on disk and finishes what a crash interrupted.
+func (v *Volume) load() error {
+	b, err := readWhole(v.d, headerName, headerLength+1)
+	if err != nil {
+		return err
+	}
+	h, err := decodeHeader(v.d.path(headerName), b)
+	if err != nil {
+		return err
+	}
+	v.id = h.ID
+	if err := v.loadChain(); err != nil {
+		return err
+	}
+	j, clean, err := openJournal(v.d, v.id)
+	if err != nil {
+		return err
+	}
+	v.journal = j
+	if err := v.openLayers(clean); err != nil {
+		return err
+	}
+	if err := j.replay(v.applyRecord); err != nil {
+		return err
+	}
+	if err := v.removeLeftOvers(); err != nil {
+		return err
+	}
+	if err := v.buildMap(); err != nil {
+		return err
+	}
+	return v.begin(clean)
+}
+
+// loadChain reads the chain and sorts its records from the root to the head.
+func (v *Volume) loadChain() error {
+	path := v.d.path(chainName)
+	b, err := readWhole(v.d, chainName, maxChainFile+1)
+	if err != nil {
+		return err
+	}
+	c, err := decodeChain(path, b)
+	if err != nil {
+		return err
+	}
+	if c.Volume != v.id {
+		return &CorruptError{path, 16, "volume " + v.id.String(), c.Volume.String()}
+	}
+	if err := c.supported(path); err != nil {
+		return err
+	}
+	v.chain = c.sorted()
+	v.size.Store(c.Layers[c.Head].Size)
+	return nil
+}
+
+func (v *Volume) openLayers(clean bool) error {
+	for _, r := range v.chain.Layers {
+		l, err := openLayer(v.d, r.ID, v.id, r.Size, clean)
+		if err != nil {
+			return fmt.Errorf("layer %s: %w", r.ID, err)
+		}
+		v.stack = append(v.stack, l)
+		if err := v.giveSlot(l); err != nil {
+			return err
+		}
+	}
+	v.head = v.stack[len(v.stack)-1]
+	return nil
+}
+
+// applyRecord makes the blocks of a record those of its layer. Done twice, or
+// half and then whole, it comes to the same.
+func (v *Volume) applyRecord(r record) error {
+	l := v.layerByID(r.Layer)
+	if l == nil {
+		return &CorruptError{v.journal.path, v.journal.next.pos, "a record of a layer of the chain", "layer " + r.Layer.String()}
+	}
+	blocks := blocksOf(l.size)
+	data := r.Data
+	for _, e := range r.Entries {
+		end := e.Block + int64(e.Count)
+		if end > blocks {
+			return &CorruptError{v.journal.path, v.journal.next.pos, fmt.Sprintf("blocks below %d", blocks), fmt.Sprint(end)}
+		}
+		if e.Kind == Data {
+			n := int64(e.Count) * BlockSize
+			if err := l.data.writeAt(data[:n], e.Block*BlockSize); err != nil {
+				return err
+			}
+			data = data[n:]
+		}
+		l.unsynced.Store(true)
+		if err := l.set(e.Block, end, e.Kind); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func (v *Volume) layerByID(id ID) *layerFile {
+	for _, l := range v.stack {
+		if l.id == id {
+			return l
+		}
+	}
+	return nil
+}
+
+// removeLeftOvers removes the files that a crash left without a name in the
+// chain.
+func (v *Volume) removeLeftOvers() error {
+	names, err := v.d.list()
+	if err != nil {
+		return err
+	}
+	removed := false
+	for _, name := range names {
+		if !v.leftOver(name) {
+			continue
+		}
+		v.log.Info("removing what a crash left", "volume", v.id, "file", name)
+		if err := v.d.remove(name); err != nil {
+			return err
+		}
+		removed = true
+	}
+	if removed {
+		return v.syncDir()
+	}
+	return nil
+}
+
+func (v *Volume) leftOver(name string) bool {
+	if name == chainTemp || name == journalTemp {
+		return true
+	}
+	base, isData := strings.CutSuffix(name, ".data")
+	if !isData {
+		var isMap bool
+		if base, isMap = strings.CutSuffix(name, ".map"); !isMap {
+			return false
+		}
+	}
+	id, err := ParseID(base)
+	return err == nil && v.layerByID(id) == nil
+}
+
+// buildMap fills the block map from the top of the stack down.
+func (v *Volume) buildMap() error {
+	v.live = newBlockMap(blocksOf(v.size.Load()))
+	for i := len(v.stack) - 1; i >= 0; i-- {
+		l := v.stack[i]
+		for _, g := range l.present() {
+			var kinds kindBits
+			if _, err := l.load(g, &kinds); err != nil {
+				return err
+			}
+			v.live.under(int64(g)*pageBlocks, &kinds, l.slot, blocksOf(v.size.Load()))
+		}
+	}
+	return nil
+}
+
+// begin makes what the replay did durable, and says on disk that the volume is
+// open.
+func (v *Volume) begin(clean bool) error {
+	for _, l := range v.stack[:len(v.stack)-1] {
+		if len(l.dirty) > 0 || l.unsynced.Load() {
+			v.unsettled = append(v.unsettled, l)
+		} else {
+			l.forget()
+		}
+	}
+	if !clean || v.journal.used() > 0 {
+		v.log.Info("volume was not closed; its journal was replayed", "volume", v.id, "bytes", v.journal.used())
+	}
+	return v.checkpoint()
+}
+
+// readWhole reads a file of less than limit bytes.
+func readWhole(d disk, name string, limit int64) ([]byte, error) {
+	f, err := d.open(name)
+	if err != nil {
+		return nil, err
+	}
+	defer f.close() // nothing was written
+	size, err := f.size()
+	if err != nil {
+		return nil, err
+	}
+	if size >= limit {
+		return nil, &CorruptError{d.path(name), limit, "the end of the file", fmt.Sprintf("%d bytes", size)}
+	}
+	b := make([]byte, size)
+	n, err := f.readAt(b, 0)
+	if err != nil && !isEOF(err) {
+		return nil, err
+	}
+	return b[:n], nil
+}
+
+// Close flushes, marks the volume as cleanly closed and gives up its lock. Open
+// views fail with ErrClosed from then on. It returns the first error; the
+// volume is closed in any case.
+func (v *Volume) Close() error {
+	v.gate.Lock()
+	if v.closed.Swap(true) {
+		v.gate.Unlock()
+		return v.errClosed()
+	}
+	v.gate.Unlock()
+	close(v.stop)
+	v.background.Wait()
+
+	v.tidying.Lock()
+	defer v.tidying.Unlock()
+	v.admin.Lock() // waits for a change of the chain that is under way
+	defer v.admin.Unlock()
+	err := v.commits.alone(func() error {
+		// Both barriers say it, so that neither is worth more than the other.
+		return errors.Join(v.checkpointAs(true), v.checkpointAs(true))
+	})
+	v.grace.wait()
+	return errors.Join(err, v.closeFiles())
+}
+
+// closeFiles closes what is open, and the lock last.
+func (v *Volume) closeFiles() error {
+	var errs []error
+	for _, l := range v.stack {
+		errs = append(errs, l.release())
+	}
+	if v.journal != nil {
+		errs = append(errs, v.journal.f.close())
+	}
+	return errors.Join(append(errs, v.unlock())...)
+}

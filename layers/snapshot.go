@@ -1,0 +1,237 @@
+package layers
+
+import (
+	"fmt"
+	"io/fs"
+	"time"
+)
+
+// Snapshot seals the head: everything that was written before the call is in
+// the snapshot id, nothing that is written after it has returned. Writes stop
+// for the moment that it takes to make the last of them durable and to replace
+// the chain, whatever the volume's size. An id that the volume has already is
+// fs.ErrExist.
+func (v *Volume) Snapshot(id ID) error {
+	if err := v.snapshot(id); err != nil {
+		return fmt.Errorf("snapshot %s of volume %s: %w", id, v.id, err)
+	}
+	kick(v.wantCheckpoint)
+	return nil
+}
+
+func (v *Volume) snapshot(id ID) error {
+	if id.IsZero() {
+		return fmt.Errorf("no id: %w", fs.ErrInvalid)
+	}
+	v.admin.Lock()
+	defer v.admin.Unlock()
+	if err := v.writable(); err != nil {
+		return err
+	}
+	if v.chain.find(id) >= 0 {
+		return fs.ErrExist
+	}
+	// All that takes time comes before the writes are stopped: the new head's
+	// files, and the bulk of what is not durable yet.
+	next, err := v.newHead()
+	if err != nil {
+		return err
+	}
+	err = v.Flush()
+	if err == nil {
+		err = v.seal(id, next)
+	}
+	if err != nil {
+		v.dropLayer(next)
+	}
+	return err
+}
+
+// newHead makes an empty layer with durable files and a slot.
+func (v *Volume) newHead() (*layerFile, error) {
+	id := NewID()
+	l, err := createLayer(v.d, id, v.id, v.size.Load())
+	if err == nil {
+		if err = v.giveSlot(l); err == nil {
+			if err = v.syncDir(); err == nil {
+				return l, nil
+			}
+			v.takeSlot(l)
+		}
+		l.close() // empty
+	}
+	v.d.remove(dataName(id)) // what stays goes at the next open
+	v.d.remove(mapName(id))
+	return nil, err
+}
+
+// dropLayer removes a layer that the chain does not name. Nobody can reach it
+// but views that hold it.
+func (v *Volume) dropLayer(l *layerFile) {
+	v.takeSlot(l)
+	for _, name := range []string{dataName(l.id), mapName(l.id)} {
+		if err := v.d.remove(name); err != nil {
+			v.log.Warn("a file is left until the volume is opened again", "volume", v.id, "file", name, "error", err)
+		}
+	}
+	if err := l.release(); err != nil {
+		v.log.Warn("close of a layer that is gone", "volume", v.id, "layer", l.id, "error", err)
+	}
+}
+
+// seal stops writes, makes the rest durable, and puts next on top of the chain.
+func (v *Volume) seal(id ID, next *layerFile) error {
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	if err := v.Flush(); err != nil {
+		return err
+	}
+	now := time.Now().UTC()
+	c := v.chain.edit(func(layers []layerRecord) []layerRecord {
+		old := &layers[len(layers)-1]
+		old.Boundary, old.Sealed, old.Flags = id, now, flagSnapshot
+		return append(layers, layerRecord{ID: next.id, Size: old.Size})
+	})
+	if err := v.replaceChain(c); err != nil {
+		return err
+	}
+	v.meta.Lock()
+	v.unsettled = append(v.unsettled, v.head)
+	v.head = next
+	v.meta.Unlock()
+	v.mu.Lock()
+	v.chain = c
+	v.stack = append(v.stack[:len(v.stack):len(v.stack)], next)
+	v.mu.Unlock()
+	return nil
+}
+
+// replaceChain makes c the chain on disk. If it cannot be known whether that
+// succeeded, the volume becomes read-only.
+func (v *Volume) replaceChain(c *chain) error {
+	f, err := v.d.create(chainTemp)
+	if err != nil {
+		return err
+	}
+	err = f.writeAt(c.encode(), 0)
+	if err == nil {
+		err = v.sync(f)
+	}
+	if cerr := f.close(); err == nil {
+		err = cerr
+	}
+	if err == nil {
+		err = v.d.rename(chainTemp, chainName)
+	}
+	if err != nil {
+		v.d.remove(chainTemp) // what stays goes at the next open
+		return err
+	}
+	return v.syncDir()
+}
+
+// setChain replaces the chain on disk and then in memory; the layers stay. The
+// caller holds admin.
+func (v *Volume) setChain(change func([]layerRecord) []layerRecord) error {
+	c := v.chain.edit(change)
+	if err := v.replaceChain(c); err != nil {
+		return err
+	}
+	v.mu.Lock()
+	v.chain = c
+	v.mu.Unlock()
+	return nil
+}
+
+// DeleteSnapshot gives up a snapshot. With keepMark its boundary stays as a
+// mark, for a Diff from it. The other snapshots and the volume read as before;
+// the space comes back in the background, and what an open View reads stays
+// until it is closed. A snapshot that is not there is fs.ErrNotExist.
+func (v *Volume) DeleteSnapshot(id ID, keepMark bool) error {
+	flags := uint32(0)
+	if keepMark {
+		flags = flagMark
+	}
+	if err := v.setBoundary(id, flagSnapshot, flags); err != nil {
+		return fmt.Errorf("delete snapshot %s of volume %s: %w", id, v.id, err)
+	}
+	return nil
+}
+
+// DropMark gives up a mark. One that is not there is fs.ErrNotExist.
+func (v *Volume) DropMark(id ID) error {
+	if err := v.setBoundary(id, flagMark, 0); err != nil {
+		return fmt.Errorf("drop mark %s of volume %s: %w", id, v.id, err)
+	}
+	return nil
+}
+
+// setBoundary changes the flags of a boundary from one to another; 0 gives it
+// up.
+func (v *Volume) setBoundary(id ID, from, to uint32) error {
+	v.admin.Lock()
+	defer v.admin.Unlock()
+	if err := v.writable(); err != nil {
+		return err
+	}
+	at := v.chain.find(id)
+	if at < 0 || v.chain.Layers[at].Flags != from {
+		return fs.ErrNotExist
+	}
+	err := v.setChain(func(layers []layerRecord) []layerRecord {
+		layers[at].Flags = to
+		if to == 0 {
+			layers[at].Boundary = ID{}
+		}
+		return layers
+	})
+	if err == nil {
+		kick(v.wantTidy)
+	}
+	return err
+}
+
+// Grow makes the volume larger; what is new reads as zeros. The same size is
+// not an error, a smaller one is fs.ErrInvalid.
+func (v *Volume) Grow(size int64) error {
+	if err := v.grow(size); err != nil {
+		return fmt.Errorf("grow volume %s: %w", v.id, err)
+	}
+	return nil
+}
+
+func (v *Volume) grow(size int64) error {
+	if err := checkSize(size); err != nil {
+		return err
+	}
+	v.admin.Lock()
+	defer v.admin.Unlock()
+	v.gate.Lock()
+	defer v.gate.Unlock()
+	if err := v.writable(); err != nil {
+		return err
+	}
+	old := v.size.Load()
+	if size < old {
+		return fmt.Errorf("from %d to %d bytes: a volume cannot shrink: %w", old, size, fs.ErrInvalid)
+	}
+	if size == old {
+		return nil
+	}
+	if err := v.head.data.truncate(blocksOf(size) * BlockSize); err != nil {
+		return err
+	}
+	err := v.setChain(func(layers []layerRecord) []layerRecord {
+		layers[len(layers)-1].Size = size
+		return layers
+	})
+	if err != nil {
+		return err
+	}
+	v.meta.Lock()
+	v.live.grow(blocksOf(size))
+	v.head.size = size
+	v.meta.Unlock()
+	v.size.Store(size)
+	return nil
+}
