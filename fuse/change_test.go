@@ -53,6 +53,38 @@ func TestAppearAndVanish(t *testing.T) {
 	s.waitIdle(t)
 }
 
+// An image that gets another name, or moves to another volume because that did,
+// is the same image under a new path.
+func TestRename(t *testing.T) {
+	s := newMemSource()
+	data := pattern(1<<20, 1)
+	img := s.add("v", "old", noon, dense(data))
+	m := mountTest(t, s)
+	before := m.stat("v", "old", "disk.raw")
+	fd := m.open("v", "old", "disk.raw")
+	img.Name = "new"
+	s.change(img)
+	until(t, "the new path appears, the old one goes", func() bool {
+		return m.statErr("v", "new", "disk.raw") == nil && m.statErr("v", "old") == unix.ENOENT
+	})
+	img.Volume = "w"
+	s.change(img)
+	until(t, "the new volume appears, the old one goes", func() bool {
+		return m.statErr("w", "new", "disk.raw") == nil && m.statErr("v") == unix.ENOENT
+	})
+	if after := m.stat("w", "new", "disk.raw"); after.Ino != before.Ino {
+		t.Errorf("the inode was %d, is %d", before.Ino, after.Ino)
+	}
+	m.open("w", "new", "disk.raw")
+	got := make([]byte, len(data)+1)
+	if n := readAll(t, fd, got); n != len(data) || !bytes.Equal(got[:n], data) {
+		t.Errorf("an open file lost its data: %d bytes", n)
+	}
+	if times, _ := s.opened(); times != 1 {
+		t.Errorf("the image was opened %d times, want 1", times)
+	}
+}
+
 // An image that goes between being looked up and being opened is not there.
 func TestOpenVanished(t *testing.T) {
 	s := newMemSource()
@@ -87,12 +119,10 @@ func TestListFails(t *testing.T) {
 	if n, err := unix.Pread(fd, make([]byte, 100), 0); n != 100 || err != nil {
 		t.Errorf("an open file: %d, %v", n, err)
 	}
-	before := s.lists
+	before := s.listed()
 	until(t, "the list is tried again", func() bool {
 		m.statErr("v")
-		s.mu.Lock()
-		defer s.mu.Unlock()
-		return s.lists >= before+2
+		return s.listed() >= before+2
 	})
 	if n := strings.Count(m.log.String(), "the target is away"); n != 1 {
 		t.Errorf("%d lines in the log, want 1:\n%s", n, m.log)

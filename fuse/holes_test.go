@@ -90,7 +90,7 @@ func TestCopySparse(t *testing.T) {
 	s.add("v", "unknown", noon, layer)
 	known := s.add("v", "known", noon, layer)
 	known.Used = used
-	s.images[known.ID] = memImage{known, layer}
+	s.change(known)
 	m := mountTest(t, s)
 
 	if st := m.stat("v", "known", "disk.raw"); st.Size != layer.size || st.Blocks != used/512 {

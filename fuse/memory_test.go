@@ -43,6 +43,13 @@ func (s *memSource) add(volume, name string, at time.Time, l layers.Layer) Image
 	return img
 }
 
+// change replaces what List says of an image.
+func (s *memSource) change(img Image) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.images[img.ID] = memImage{img, s.images[img.ID].layer}
+}
+
 func (s *memSource) remove(id layers.ID) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -80,6 +87,13 @@ func (s *memSource) Open(_ context.Context, id layers.ID) (Handle, error) {
 	s.opens++
 	s.open++
 	return &memHandle{Layer: img.layer, source: s}, nil
+}
+
+// listed returns how often List was called.
+func (s *memSource) listed() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.lists
 }
 
 // opened returns how often images were opened, and how many are open.

@@ -72,7 +72,9 @@ func newServer(ctx context.Context, dir string, src Source, o Options) (*Server,
 	fsys := newFilesystem(base, src, s.log)
 	if err := s.start(fd, fsys); err != nil {
 		cancel()
-		detach(context.WithoutCancel(ctx), path, true) // err says what went wrong
+		if s.mount.dev != "" { // otherwise something that is not ours lies on top
+			detach(context.WithoutCancel(ctx), path, true) // err says what went wrong
+		}
 		return nil, err
 	}
 	s.readAhead()
