@@ -97,6 +97,26 @@ func (b *batch) attach(buf *buffer, n int) {
 	b.bytes += n
 }
 
+// absorb moves the replies of c to the end of b, if they fit in the room of one
+// reply; then c is empty. A queue of many single replies stays small that way.
+func (b *batch) absorb(c *batch) bool {
+	if b.full() || c.used > replyHead || len(c.segs) > replySegs {
+		return false
+	}
+	for i, s := range c.segs {
+		if s.buf == nil {
+			copy(b.grow(len(s.data)), s.data)
+		} else {
+			b.segs = append(b.segs, s)
+			b.bytes += len(s.data)
+		}
+		c.segs[i] = segment{}
+	}
+	b.charge += c.charge
+	c.segs, c.used, c.bytes, c.charge = c.segs[:0], 0, 0, 0
+	return true
+}
+
 // simple adds a simple reply without payload.
 //
 //	magic 32 | error 32 | cookie 64

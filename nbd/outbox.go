@@ -112,7 +112,11 @@ func (o *outbox) push(b *batch, charge int64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.charge += charge
-	o.queue = append(o.queue, b)
+	if last := len(o.queue) - 1; last >= 0 && o.queue[last].absorb(b) {
+		b.free()
+	} else {
+		o.queue = append(o.queue, b)
+	}
 	if o.sending {
 		return false
 	}
