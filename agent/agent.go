@@ -151,10 +151,17 @@ func (a *Agent) Close() error {
 func (a *Agent) Folder() string { return a.config.State }
 
 // view runs f on one state of the catalog.
-func (a *Agent) view(f func(*catalog.Tx) error) error { return a.catalog.View(f) }
+func (a *Agent) view(f func(*catalog.Tx) error) error { return afterClose(a.catalog.View(f)) }
 
 // update runs f as one change of the catalog.
-func (a *Agent) update(f func(*catalog.Tx) error) error { return a.catalog.Update(f) }
+func (a *Agent) update(f func(*catalog.Tx) error) error { return afterClose(a.catalog.Update(f)) }
+
+func afterClose(err error) error {
+	if errors.Is(err, catalog.ErrClosed) {
+		return errStopped
+	}
+	return err
+}
 
 // change reads one record, lets f alter it and writes it back, in tx.
 func change[T any](tx *catalog.Tx, t catalog.Table[T], id layers.ID, f func(*T)) error {

@@ -63,6 +63,9 @@ var (
 
 	// ErrVersion says that a newer Varve wrote the catalog.
 	ErrVersion = errors.New("written by a newer version of varve: use that one")
+
+	// ErrClosed says that the catalog was closed.
+	ErrClosed = errors.New("the catalog is closed")
 )
 
 var formatKey = []byte("format")
@@ -146,7 +149,7 @@ func (c *Catalog) Close() error {
 
 // View calls f with a transaction that reads one state and cannot write.
 func (c *Catalog) View(f func(*Tx) error) error {
-	return c.db.View(func(t *badger.Txn) error { return f(&Tx{t}) })
+	return closedError(c.db.View(func(t *badger.Txn) error { return f(&Tx{t}) }))
 }
 
 // Update calls f with a transaction, and again if what it read was changed by
@@ -156,10 +159,17 @@ func (c *Catalog) Update(f func(*Tx) error) error {
 	for range maxAttempts {
 		err := c.db.Update(func(t *badger.Txn) error { return f(&Tx{t}) })
 		if !errors.Is(err, badger.ErrConflict) {
-			return err
+			return closedError(err)
 		}
 	}
 	return fmt.Errorf("catalog: a change met another one %d times: try again", maxAttempts)
+}
+
+func closedError(err error) error {
+	if errors.Is(err, badger.ErrDBClosed) {
+		return ErrClosed
+	}
+	return err
 }
 
 // A Tx is a transaction on a Catalog.

@@ -209,6 +209,18 @@ func TestChangesThatMeetAreAllMade(t *testing.T) {
 	})
 }
 
+func TestClosedCatalogSaysSo(t *testing.T) {
+	c := open(t, t.TempDir())
+	c.Close()
+	nothing := func(*Tx) error { return nil }
+	if err := c.View(nothing); !errors.Is(err, ErrClosed) {
+		t.Errorf("View: %v, want ErrClosed", err)
+	}
+	if err := c.Update(nothing); !errors.Is(err, ErrClosed) {
+		t.Errorf("Update: %v, want ErrClosed", err)
+	}
+}
+
 func TestNewerFormatIsRefusedAndLeftAlone(t *testing.T) {
 	for _, test := range []struct {
 		text  string
