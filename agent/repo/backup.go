@@ -2,9 +2,12 @@ package repo
 
 import (
 	"context"
-	"errors"
+	"fmt"
 	"iter"
+	"os"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"varve/layers"
 )
@@ -25,7 +28,7 @@ type Backup struct {
 	Logical int64 // bytes of data that this backup added, before compression
 	Changed int64 // bytes that may differ from the parent, zeros included
 	Stored  int64 // bytes of the objects that this backup added
-	Objects int64 // objects that this backup added
+	Objects int64 // objects that this backup added, and that stay with it
 
 	Incremental   bool
 	Created       time.Time
@@ -33,20 +36,179 @@ type Backup struct {
 	Meta          map[string]string
 }
 
+// listAhead is how many roots are read at once for a listing.
+const listAhead = 8
+
 // Backups yields every backup that is not deleted, oldest first within each
 // volume. A damaged one is yielded as an error that names it, with the ID and
-// Volume of its name, and never hides the others.
+// the Volume of its name, and never hides the others.
 func (r *Repo) Backups(ctx context.Context) iter.Seq2[Backup, error] {
-	return func(yield func(Backup, error) bool) { yield(Backup{}, errors.ErrUnsupported) }
+	return func(yield func(Backup, error) bool) {
+		l, err := r.list(ctx, volumesRoot)
+		if err != nil {
+			yield(Backup{}, err)
+			return
+		}
+		for _, name := range l.strange {
+			if !yield(Backup{}, damaged(name, 0, fmt.Errorf("not a name of this format"))) {
+				return
+			}
+		}
+		live := l.roots[:0:0]
+		for _, root := range l.roots {
+			if !l.deleted[root.name.backup] {
+				live = append(live, root)
+			}
+		}
+		r.summaries(ctx, live, yield)
+	}
+}
+
+// summaries reads listAhead roots ahead of the one that is yielded.
+func (r *Repo) summaries(ctx context.Context, roots []listedRoot, yield func(Backup, error) bool) {
+	ahead, stop := context.WithCancel(ctx)
+	defer stop()
+	type answer struct {
+		backup Backup
+		err    error
+	}
+	answers := make([]chan answer, len(roots))
+	begin := func(i int) {
+		if i >= len(roots) {
+			return
+		}
+		answers[i] = make(chan answer, 1)
+		go func() {
+			b, err := r.readSummary(ahead, roots[i])
+			answers[i] <- answer{b, err}
+		}()
+	}
+	for i := range listAhead {
+		begin(i)
+	}
+	for i, root := range roots {
+		begin(i + listAhead)
+		a := <-answers[i]
+		if err := ctx.Err(); err != nil {
+			yield(Backup{}, fmt.Errorf("list backups: %w", err))
+			return
+		}
+		if a.err != nil {
+			a.backup = Backup{ID: root.name.backup, Volume: root.name.volume}
+			a.err = fmt.Errorf("backup %s: %w", root.name.backup, a.err)
+		}
+		if !yield(a.backup, a.err) {
+			return
+		}
+	}
 }
 
 // Backup describes one backup. One that is not there, or deleted, is an error
 // that wraps fs.ErrNotExist.
+//
+// The first call for a backup that no listing had yet lists all names below
+// v/; after that it costs one round trip.
 func (r *Repo) Backup(ctx context.Context, id layers.ID) (Backup, error) {
-	return Backup{}, errors.ErrUnsupported
+	listed, fresh, err := r.find(ctx, id)
+	if err != nil {
+		return Backup{}, err
+	}
+	var b Backup
+	var damage error
+	g, ctx := errgroup.WithContext(ctx)
+	if !fresh {
+		g.Go(func() error { return r.checkLive(ctx, listed.name) })
+	}
+	g.Go(func() error {
+		b, damage = r.readSummary(ctx, listed)
+		return nil // a tombstone explains a root that is gone
+	})
+	if err := g.Wait(); err != nil {
+		return Backup{}, err
+	}
+	if damage != nil {
+		return Backup{}, fmt.Errorf("backup %s: %w", id, damage)
+	}
+	return b, nil
 }
 
 // Delete hides the backup at once, by a tombstone; pruning frees its space
 // later. Backups that share data with it stay whole. One that is not there is
 // an error that wraps fs.ErrNotExist; a damaged one can be deleted.
-func (r *Repo) Delete(ctx context.Context, id layers.ID) error { return errors.ErrUnsupported }
+func (r *Repo) Delete(ctx context.Context, id layers.ID) error {
+	listed, fresh, err := r.find(ctx, id)
+	if err != nil {
+		return err
+	}
+	if !fresh {
+		if err := r.checkLive(ctx, listed.name); err != nil {
+			return err
+		}
+	}
+	f := make(fields)
+	f.setID(bodyBackup, id)
+	f.setID(bodyVolume, listed.name.volume)
+	f.setTime(bodyTime, time.Now())
+	f.setText(bodyRoot, listed.name.String())
+	f.setText(bodyHost, hostName())
+	stone := r.sealBody(kindTombstone, id, f)
+	if err := r.store.Put(ctx, tombstoneName(listed.name.volume, id), stone); err != nil {
+		return fmt.Errorf("delete backup %s: %w", id, err)
+	}
+	r.index.forget(id)
+	return nil
+}
+
+// Tags in the bodies of sessions and tombstones: docs/format.md 2.9.
+const (
+	bodyBackup     = 1
+	bodyVolume     = 2
+	bodyParent     = 3
+	bodyParentRoot = 4
+	bodyTime       = 5
+	bodyNumber     = 6
+	bodyRoot       = 7
+	bodyHost       = 8
+)
+
+// sealBody makes a small object of fields under the repository's own key.
+func (r *Repo) sealBody(kind objectKind, backup layers.ID, f fields) []byte {
+	key, id, text := r.keys.own(), newObjectID(backup), f.append(nil)
+	h := header{
+		kind: kind, suite: key.suite, id: id, key: key.ref, commitment: key.commitment(id),
+		inner: uint32(len(text) + tagSize), total: int64(headerSize + len(text) + tagSize),
+	}
+	b := h.append(make([]byte, 0, h.total))
+	return key.sealer(id).seal(b, text, sectionBody, 0, b[:headerBound])
+}
+
+// openBody reads what sealBody made.
+func (r *Repo) openBody(b []byte, kind objectKind) (fields, error) {
+	h, err := parseHeader(b)
+	if err != nil {
+		return nil, err
+	}
+	key := r.keys.own()
+	switch {
+	case h.kind != kind:
+		return nil, fmt.Errorf("kind of object %d, expected %d", h.kind, kind)
+	case h.total != int64(len(b)) || int64(h.inner) != h.total-headerSize:
+		return nil, fmt.Errorf("%d bytes, says %d", len(b), h.total)
+	case h.suite != key.suite || h.key != key.ref || h.commitment != key.commitment(h.id):
+		return nil, fmt.Errorf("sealed with another key")
+	}
+	text, err := key.sealer(h.id).open(b[headerSize:], sectionBody, 0, b[:headerBound])
+	if err != nil {
+		return nil, err
+	}
+	return parseFields(text)
+}
+
+// hostName is for people who look for who wrote an object.
+func hostName() string {
+	name, err := os.Hostname()
+	if err != nil {
+		return "" // it is only a remark
+	}
+	return name
+}

@@ -1,8 +1,13 @@
 package repo
 
 import (
+	"bytes"
 	"context"
 	"errors"
+	"fmt"
+	"io/fs"
+	"maps"
+	"slices"
 	"time"
 
 	"varve/layers"
@@ -33,7 +38,192 @@ type Job struct {
 
 // Create makes a backup and returns once it is durable. After an error there
 // is no backup, and what had been stored for it is removed again as far as
-// the store allows. A parent that is gone is ErrParentGone.
+// the store allows. Errors: ErrParentGone; fs.ErrExist if the volume has a
+// backup of that ID; those of the source and of the store.
+//
+// Only the blocks that Changes names are read. The order is session, packs,
+// leaves, root; the root's Put is the commit.
 func (r *Repo) Create(ctx context.Context, j Job) (Backup, error) {
-	return Backup{}, errors.ErrUnsupported
+	b, err := r.create(ctx, &j)
+	if err != nil {
+		return Backup{}, fmt.Errorf("backup %s: %w", j.ID, err)
+	}
+	return b, nil
+}
+
+func (r *Repo) create(ctx context.Context, j *Job) (Backup, error) {
+	if err := j.validate(); err != nil {
+		return Backup{}, err
+	}
+	w, err := r.prepare(ctx, j)
+	if err != nil {
+		return Backup{}, err
+	}
+	if err := w.copy(ctx); err != nil {
+		w.undo(ctx)
+		return Backup{}, err
+	}
+	return w.commit(ctx)
+}
+
+func (j *Job) validate() error {
+	switch {
+	case j.ID.IsZero() || j.Volume.IsZero():
+		return errors.New("no ID, or no volume's ID")
+	case j.Source == nil || j.Source.Size() <= 0:
+		return errors.New("the source is empty")
+	}
+	if j.Created.IsZero() {
+		j.Created = time.Now()
+	}
+	if j.DataTimestamp.IsZero() {
+		j.DataTimestamp = j.Created
+	}
+	r := root{backup: j.describe(), spans: new(spans), ancestors: make([]layers.ID, maxAncestors)}
+	if n := len(r.summary().append(nil)) + 1024; n > maxSummary {
+		return fmt.Errorf("names, description and metadata take %d bytes, %d are allowed", n, maxSummary)
+	}
+	return nil
+}
+
+// describe returns what the job says about the backup to come.
+func (j *Job) describe() Backup {
+	return Backup{
+		ID: j.ID, Volume: j.Volume, VolumeName: j.VolumeName,
+		Name: j.Name, Description: j.Description,
+		Parent: j.Parent, Boundary: j.Boundary, Snapshot: j.Snapshot,
+		Size: j.Source.Size(), Incremental: !j.Parent.IsZero(),
+		Created: j.Created.UTC().Truncate(time.Millisecond), DataTimestamp: j.DataTimestamp.UTC().Truncate(time.Millisecond),
+		Meta: maps.Clone(j.Meta),
+	}
+}
+
+// prepare looks at what the repository has of the volume.
+func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
+	l, err := r.list(ctx, volumePrefix(j.Volume))
+	if err != nil {
+		return nil, err
+	}
+	w := &writer{repo: r, job: j, root: &root{backup: j.describe(), spans: new(spans)}}
+	w.root.name = rootName{volume: j.Volume, epoch: 1, seq: 1, backup: j.ID}
+	var parent *listedRoot
+	for i, root := range l.roots {
+		if root.name.backup == j.ID {
+			return nil, fmt.Errorf("the volume has this backup already: %w", fs.ErrExist)
+		}
+		w.root.name.epoch = max(w.root.name.epoch, root.name.epoch)
+		w.root.name.seq = max(w.root.name.seq, root.name.seq+1)
+		if root.name.backup == j.Parent && !l.deleted[j.Parent] {
+			parent = &l.roots[i]
+		}
+	}
+	if !j.Parent.IsZero() {
+		if parent == nil {
+			return nil, fmt.Errorf("%w: %s is not among the backups of volume %s; make a full backup", ErrParentGone, j.Parent, j.Volume)
+		}
+		if err := w.readParent(ctx, *parent); err != nil {
+			return nil, err
+		}
+	}
+	if err := w.prepareKey(ctx); err != nil {
+		return nil, err
+	}
+	next, err := r.sweepSessions(ctx, l, j.ID)
+	if err != nil {
+		return nil, err
+	}
+	w.session = &session{repo: r, job: j, root: w.root.name, first: next, next: next, renewed: time.Now()}
+	if parent != nil {
+		w.session.parentRoot = parent.name.String()
+	}
+	return w, nil
+}
+
+// readParent takes over the map of the parent.
+func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
+	parent, err := w.repo.readRoot(ctx, listed)
+	if err != nil {
+		return fmt.Errorf("parent: %w", err)
+	}
+	if size := w.job.Source.Size(); size < parent.backup.Size {
+		return fmt.Errorf("the volume has %d bytes, its backup %s had %d: make a full backup", size, w.job.Parent, parent.backup.Size)
+	}
+	w.parent = parent.spans
+	w.root.ancestors = append([]layers.ID{parent.backup.ID}, parent.ancestors...)
+	w.root.ancestors = w.root.ancestors[:min(len(w.root.ancestors), maxAncestors)]
+	return nil
+}
+
+// prepareKey takes the newest key of the volume, or makes its first. Two hosts
+// that do so at once make two keys, which is harmless: names tell them apart.
+func (w *writer) prepareKey(ctx context.Context) (err error) {
+	volume := w.job.Volume
+	if !w.repo.Encrypted() {
+		w.key, err = w.repo.volumeKey(ctx, keyRef{volume: volume, epoch: firstEpoch})
+		return err
+	}
+	if ref, ok := w.repo.index.newestKey(volume); ok {
+		w.key, err = w.repo.volumeKey(ctx, ref)
+		return err
+	}
+	ref, key, stored := w.repo.keys.make(volume)
+	if err := w.repo.store.Put(ctx, volumeKeyName(ref), stored); err != nil {
+		return fmt.Errorf("write volume key: %w", err)
+	}
+	w.key = w.repo.keys.add(ref, layers.ID{}, key)
+	w.repo.index.addKey(ref)
+	w.objects, w.stored = 1, int64(len(stored))
+	return nil
+}
+
+// commit puts the root.
+func (w *writer) commit(ctx context.Context) (Backup, error) {
+	defer w.session.close()
+	if err := w.session.check(); err != nil {
+		w.undo(ctx)
+		return Backup{}, err
+	}
+	name := w.root.name
+	object := w.root.seal(w.key, w.objects, w.stored)
+	if err := w.repo.store.Put(ctx, name.String(), object); err != nil && !w.committed(ctx, object) {
+		return Backup{}, fmt.Errorf("write root: %w", err)
+	}
+	w.repo.index.add(listedRoot{name: name, size: int64(len(object))})
+	return w.root.backup, nil
+}
+
+// cleanupTime bounds what is done after the caller's context has ended.
+const cleanupTime = 30 * time.Second
+
+// committed finds out what became of a root whose Put failed: an answer may
+// have been lost on its way. One that is not there is removed all the same, in
+// case it is still under way, and the packs stay for pruning: should the root
+// appear after all, it is whole.
+func (w *writer) committed(ctx context.Context, object []byte) bool {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer stop()
+	name := w.root.name.String()
+	found, err := w.repo.readAll(ctx, name, int64(len(object)))
+	if err == nil && bytes.Equal(found, object) {
+		return true
+	}
+	w.repo.store.Delete(ctx, name)
+	return false
+}
+
+// undo removes what was stored for a backup that has no root. What can't be
+// removed is left to pruning, which the session tells that nobody is at work.
+func (w *writer) undo(ctx context.Context) {
+	w.session.close()
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer stop()
+	names := w.session.names()
+	for _, p := range w.packs {
+		names = append(names, packName(p.where, p.id))
+	}
+	for batch := range slices.Chunk(names, 1000) {
+		if w.repo.store.Delete(ctx, batch...) != nil {
+			return
+		}
+	}
 }

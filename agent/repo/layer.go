@@ -2,36 +2,315 @@ package repo
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"io"
 	"iter"
+	"sync"
 
 	"varve/layers"
 )
 
 // A Layer is the content of one backup, whole, read from the store as needed.
-// It is a layers.Layer, safe for concurrent use.
+// It is a layers.Layer, safe for concurrent use. The first byte takes three
+// requests, one after the other, for the root, a leaf and a frame; later ones
+// take at most two, or none if the cache has what they need.
 type Layer struct {
-	size int64
+	repo *Repo
+	root *root
+	ctx  context.Context
+	end  context.CancelCauseFunc
+
+	mu     sync.Mutex
+	next   int64 // where the last read ended
+	ahead  int64 // up to where frames were asked for
+	window int64 // bytes to read ahead; 0: reads are not sequential
 }
 
 var _ layers.Layer = (*Layer)(nil)
 
-// Layer opens a backup for reading. Close it after use.
+// Layer opens a backup for reading. Close it after use. ctx bounds the opening
+// only. One that is not there is an error that wraps fs.ErrNotExist.
 func (r *Repo) Layer(ctx context.Context, id layers.ID) (*Layer, error) {
-	return nil, errors.ErrUnsupported
+	root, err := r.openRoot(ctx, id)
+	if err != nil {
+		return nil, fmt.Errorf("open backup %s: %w", id, err)
+	}
+	l := &Layer{repo: r, root: root}
+	l.ctx, l.end = context.WithCancelCause(r.life)
+	return l, nil
+}
+
+// Close ends the reads that run. Later ones return ErrClosed.
+func (l *Layer) Close() error {
+	l.end(ErrClosed)
+	return nil
 }
 
 // Size is the volume's size in bytes.
-func (l *Layer) Size() int64 { return l.size }
+func (l *Layer) Size() int64 { return l.root.backup.Size }
 
-// ReadAt implements layers.Layer.
-func (l *Layer) ReadAt(p []byte, off int64) (int, error) { return 0, errors.ErrUnsupported }
+// Backup is what the repository says about the layer's backup.
+func (l *Layer) Backup() Backup { return l.root.backup }
+
+// ReadAt implements layers.Layer. Every byte that it returns was
+// authenticated; an error names the object and the offset.
+func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
+	if err := context.Cause(l.ctx); err != nil {
+		return 0, err
+	}
+	switch {
+	case off < 0:
+		return 0, fmt.Errorf("read backup %s: negative offset %d", l.root.backup.ID, off)
+	case off >= l.Size():
+		return 0, io.EOF
+	}
+	n := int(min(int64(len(p)), l.Size()-off))
+	if err := l.read(p[:n], off); err != nil {
+		return 0, fmt.Errorf("read backup %s at %d: %w", l.root.backup.ID, off, err)
+	}
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// read fills p. Frames that follow are asked for, but not waited for, if reads
+// come one after the other.
+func (l *Layer) read(p []byte, off int64) error {
+	first, end := off/layers.BlockSize, blocksOf(off+int64(len(p)))
+	from, to := l.readahead(off, off+int64(len(p)))
+	need, err := l.begin(first, end)
+	if err != nil {
+		return err
+	}
+	if from < to {
+		l.prefetch(max(end, from/layers.BlockSize), blocksOf(to))
+	}
+	clear(p)
+	for i := range need {
+		w := &need[i]
+		value, err := w.entry.wait(l.ctx)
+		if err != nil {
+			return err
+		}
+		for _, piece := range w.pieces {
+			copyPiece(p, off, piece, value.([]byte))
+		}
+	}
+	return nil
+}
+
+// copyPiece copies what a piece has of the bytes from off on.
+func copyPiece(p []byte, off int64, piece piece, frame []byte) {
+	data := frame[int(piece.at)*layers.BlockSize : int(piece.at+piece.count)*layers.BlockSize]
+	start := piece.block*layers.BlockSize - off
+	if start < 0 {
+		data, start = data[min(-start, int64(len(data))):], 0
+	}
+	if start < int64(len(p)) {
+		copy(p[start:], data)
+	}
+}
+
+// An awaited frame is in the cache, or under way to it.
+type awaited struct {
+	entry  *slotEntry
+	pieces []piece
+}
+
+// begin starts to fetch the frames of blocks [first, end), and returns them.
+func (l *Layer) begin(first, end int64) ([]awaited, error) {
+	var need []awaited
+	for i := l.root.spans.find(first); i < len(l.root.spans.rows) && l.root.spans.rows[i].first < end; i++ {
+		leaf, err := l.leaf(&l.root.spans.rows[i])
+		if err != nil {
+			return nil, err
+		}
+		need = append(need, l.repo.request(leaf.wantedOf(first, end))...)
+	}
+	return need, nil
+}
+
+// prefetch asks for the frames of blocks [first, end) as far as the leaves are
+// at hand.
+func (l *Layer) prefetch(first, end int64) {
+	for i := l.root.spans.find(first); i < len(l.root.spans.rows) && l.root.spans.rows[i].first < end; i++ {
+		row := &l.root.spans.rows[i]
+		entry := l.repo.leafEntry(l.root.backup.Volume, row)
+		select {
+		case <-entry.ready:
+			if leaf, ok := entry.value.(*leaf); ok {
+				l.repo.request(leaf.wantedOf(first, end))
+			}
+		default: // its fetch has begun: the next read finds it
+		}
+	}
+}
+
+// request claims frames in the cache and starts to fetch those that are not
+// there.
+func (r *Repo) request(frames []wanted) []awaited {
+	need := make([]awaited, 0, len(frames))
+	var missing []wanted
+	claimed := make(map[sectionKey]*slotEntry)
+	for _, w := range frames {
+		key := sectionKey{w.pack.id, w.frame.number}
+		entry, mine := r.cache.claim(key)
+		need = append(need, awaited{entry, w.pieces})
+		if mine {
+			claimed[key] = entry
+			missing = append(missing, w)
+		}
+	}
+	for _, g := range groups(missing) {
+		go r.fill(g, claimed)
+	}
+	return need
+}
+
+// fetchesMax bounds the requests for frames at a time, and with them the
+// memory that is not the cache's.
+const fetchesMax = 12
+
+// fill fetches a group for the entries that were claimed for it.
+func (r *Repo) fill(g group, claimed map[sectionKey]*slotEntry) {
+	entry := func(w *wanted) *slotEntry { return claimed[sectionKey{w.pack.id, w.frame.number}] }
+	select {
+	case r.fetches <- struct{}{}:
+		defer func() { <-r.fetches }()
+	case <-r.life.Done():
+		for i := range g.frames {
+			r.cache.fill(entry(&g.frames[i]), nil, 0, ErrClosed)
+		}
+		return
+	}
+	r.fetch(r.life, &g, make([]byte, g.length), func(w *wanted, blocks []byte, err error) error {
+		if err != nil {
+			r.cache.fill(entry(w), nil, 0, err)
+			return nil
+		}
+		kept := append([]byte(nil), blocks...) // blocks is a part of a larger buffer
+		r.cache.fill(entry(w), kept, int64(len(kept)), nil)
+		return nil
+	})
+}
+
+// leaf returns the stacked leaf of a row.
+func (l *Layer) leaf(row *row) (*leaf, error) {
+	value, err := l.repo.leafEntry(l.root.backup.Volume, row).wait(l.ctx)
+	if err != nil {
+		return nil, err
+	}
+	return value.(*leaf), nil
+}
+
+// leafEntry claims the stacked leaf of a row and starts to read it if need be.
+// Its newest leaf names a row: what is below a leaf never changes.
+func (r *Repo) leafEntry(volume layers.ID, row *row) *slotEntry {
+	newest := &row.leaves[0]
+	entry, mine := r.cache.claim(sectionKey{newest.pack.id, newest.number})
+	if mine {
+		go func() {
+			leaf, err := r.readRow(r.life, volume, *row)
+			if err != nil {
+				r.cache.fill(entry, nil, 0, err)
+				return
+			}
+			r.cache.fill(entry, leaf, leaf.memory(), nil)
+		}()
+	}
+	return entry
+}
+
+// memory is about what a leaf takes, in bytes.
+func (l *leaf) memory() int64 {
+	return int64(24*len(l.pieces) + 24*len(l.frames) + 56*len(l.packs) + 128)
+}
+
+const (
+	windowMin = 512 << 10
+	windowMax = 4 << 20
+)
+
+// readahead looks at a read of [off, end) and returns the range that is to be
+// asked for beyond it, empty if reads are not sequential or enough was asked
+// for. The window doubles with each time that it is used up.
+func (l *Layer) readahead(off, end int64) (from, to int64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	sequential := off == l.next && off > 0
+	l.next = end
+	if !sequential {
+		l.window, l.ahead = 0, end
+		return 0, 0
+	}
+	if l.ahead > end+l.window/2 {
+		return 0, 0
+	}
+	l.window = min(max(windowMin, 2*l.window), windowMax)
+	from, to = max(l.ahead, end), min(end+l.window, l.Size())
+	l.ahead = to
+	return from, to
+}
 
 // Extents implements layers.Layer. A backup says something about every byte:
 // there are no gaps.
 func (l *Layer) Extents(off, n int64) iter.Seq2[layers.Extent, error] {
-	return func(yield func(layers.Extent, error) bool) { yield(layers.Extent{}, errors.ErrUnsupported) }
+	return func(yield func(layers.Extent, error) bool) {
+		off, end := max(off, 0), min(off+n, l.Size())
+		if off+n < off { // n may be huge
+			end = l.Size()
+		}
+		next := off
+		var last layers.Extent // not yet yielded: it may grow
+		put := func(e layers.Extent) bool {
+			e = e.Clip(off, end-off)
+			if e.Len == 0 {
+				return true
+			}
+			next = e.End()
+			if last.Len > 0 && last.Kind == e.Kind {
+				last.Len += e.Len
+				return true
+			}
+			ok := last.Len == 0 || yield(last, nil)
+			last = e
+			return ok
+		}
+		for p, err := range l.pieces(off/layers.BlockSize, blocksOf(end)) {
+			if err != nil {
+				yield(layers.Extent{}, fmt.Errorf("map of backup %s: %w", l.root.backup.ID, err))
+				return
+			}
+			data := layers.Extent{Off: p.block * layers.BlockSize, Len: int64(p.count) * layers.BlockSize, Kind: layers.Data}
+			if data.Off > next && !put(layers.Extent{Off: next, Len: data.Off - next, Kind: layers.Zero}) || !put(data) {
+				return
+			}
+		}
+		if end > next && !put(layers.Extent{Off: next, Len: end - next, Kind: layers.Zero}) {
+			return
+		}
+		if last.Len > 0 {
+			yield(last, nil)
+		}
+	}
 }
 
-// Close ends the reads that run. Later ones return ErrClosed.
-func (l *Layer) Close() error { return nil }
+// pieces yields the data that overlaps blocks [first, end).
+func (l *Layer) pieces(first, end int64) iter.Seq2[piece, error] {
+	return func(yield func(piece, error) bool) {
+		rows := l.root.spans.rows
+		for i := l.root.spans.find(first); i < len(rows) && rows[i].first < end; i++ {
+			leaf, err := l.leaf(&rows[i])
+			if err != nil {
+				yield(piece{}, err)
+				return
+			}
+			for _, p := range leaf.pieces {
+				if p.end() > first && p.block < end && !p.isZero() && !yield(p, nil) {
+					return
+				}
+			}
+		}
+	}
+}

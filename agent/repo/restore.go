@@ -2,7 +2,10 @@ package repo
 
 import (
 	"context"
-	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
 
 	"varve/layers"
 )
@@ -16,13 +19,177 @@ type Writer interface {
 
 // RestoreOptions choose how Restore writes.
 type RestoreOptions struct {
-	Blank    bool                    // the destination is known to be all zeros
-	Progress func(done, total int64) // bytes of data; may be nil
+	Blank bool // the destination is known to be all zeros
+
+	// Progress is told the bytes of the volume that are dealt with, zeros
+	// included, and its size, if it is not nil; never by two goroutines at
+	// once.
+	Progress func(done, total int64)
 }
+
+const (
+	restoreRows    = 8 // whose leaves are in memory at a time
+	restoreFetches = 8 // groups of frames that are under way at a time
+)
 
 // Restore writes the whole backup to dst, zeros included unless dst is blank.
 // Every byte is authenticated before it is written; an error names the object
-// and the offset, and dst is then incomplete. Restore does not flush dst.
+// and the offset, and dst is then incomplete. Restore neither flushes dst nor
+// touches what it has past the backup's size.
 func (r *Repo) Restore(ctx context.Context, id layers.ID, dst Writer, o RestoreOptions) error {
-	return errors.ErrUnsupported
+	root, err := r.openRoot(ctx, id)
+	if err != nil {
+		return fmt.Errorf("restore backup %s: %w", id, err)
+	}
+	s := &restore{repo: r, root: root, dst: dst, options: o}
+	if err := s.run(ctx); err != nil {
+		return fmt.Errorf("restore backup %s: %w", id, err)
+	}
+	return nil
+}
+
+type restore struct {
+	repo    *Repo
+	root    *root
+	dst     Writer
+	options RestoreOptions
+
+	mu   sync.Mutex
+	done int64 // bytes of the volume; under mu
+}
+
+// run goes through the volume a few spans at a time, and through those in the
+// order of the packs: each range of a pack is then read once.
+func (s *restore) run(ctx context.Context) error {
+	s.progress(0)
+	next := int64(0) // blocks before it are written
+	rows := s.root.spans.rows
+	for len(rows) > 0 {
+		part := rows[:min(len(rows), restoreRows)]
+		rows = rows[len(part):]
+		leaves, err := s.repo.readRows(ctx, s.root.name.volume, part)
+		if err != nil {
+			return err
+		}
+		if next, err = s.zeros(ctx, leaves, next); err != nil {
+			return err
+		}
+		if err := s.data(ctx, leaves); err != nil {
+			return err
+		}
+	}
+	return s.zero(ctx, next, blocksOf(s.root.backup.Size))
+}
+
+// readRows reads the stacked leaves of several rows at the same time.
+func (r *Repo) readRows(ctx context.Context, volume layers.ID, rows []row) ([]*leaf, error) {
+	leaves := make([]*leaf, len(rows))
+	g, ctx := errgroup.WithContext(ctx)
+	for i, row := range rows {
+		g.Go(func() (err error) {
+			leaves[i], err = r.readRow(ctx, volume, row)
+			return err
+		})
+	}
+	return leaves, g.Wait()
+}
+
+// zeros writes the gaps between the data from block next on, and returns the
+// end of the last data.
+func (s *restore) zeros(ctx context.Context, leaves []*leaf, next int64) (int64, error) {
+	for _, l := range leaves {
+		for i := range l.pieces {
+			if err := s.zero(ctx, next, l.pieces[i].block); err != nil {
+				return 0, err
+			}
+			next = l.pieces[i].end()
+		}
+	}
+	return next, nil
+}
+
+func (s *restore) zero(ctx context.Context, first, end int64) error {
+	off := first * layers.BlockSize
+	n := min(end*layers.BlockSize, s.root.backup.Size) - off
+	if n <= 0 {
+		return nil
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if !s.options.Blank {
+		if err := s.dst.WriteZeroes(off, n); err != nil {
+			return fmt.Errorf("write zeros at %d: %w", off, err)
+		}
+	}
+	s.progress(n)
+	return nil
+}
+
+// data fetches the frames of the leaves and writes what is needed of them.
+func (s *restore) data(ctx context.Context, leaves []*leaf) error {
+	g, ctx := errgroup.WithContext(ctx)
+	todo := make(chan group)
+	g.Go(func() error {
+		defer close(todo)
+		for _, group := range groups(allWanted(leaves)) {
+			select {
+			case todo <- group:
+			case <-ctx.Done():
+				return context.Cause(ctx)
+			}
+		}
+		return nil
+	})
+	for range restoreFetches {
+		g.Go(func() error {
+			var buf []byte
+			for group := range todo {
+				if int64(cap(buf)) < group.length {
+					buf = make([]byte, max(group.length, groupMax))
+				}
+				if err := s.repo.fetch(ctx, &group, buf[:group.length], s.write); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// allWanted lists every frame of the leaves.
+func allWanted(leaves []*leaf) []wanted {
+	var frames []wanted
+	for _, l := range leaves {
+		frames = append(frames, l.wantedOf(l.first, l.first+l.blocks)...)
+	}
+	return frames
+}
+
+// write puts the pieces of a frame where they belong.
+func (s *restore) write(w *wanted, blocks []byte, err error) error {
+	if err != nil {
+		return err
+	}
+	for _, p := range w.pieces {
+		off := p.block * layers.BlockSize
+		data := blocks[int(p.at)*layers.BlockSize : int(p.at+p.count)*layers.BlockSize]
+		data = data[:max(0, min(int64(len(data)), s.root.backup.Size-off))]
+		if _, err := s.dst.WriteAt(data, off); err != nil {
+			return fmt.Errorf("write %d bytes at %d: %w", len(data), off, err)
+		}
+		s.progress(int64(len(data)))
+	}
+	return nil
+}
+
+func (s *restore) progress(n int64) {
+	if s.options.Progress == nil {
+		return
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.done += n
+	s.options.Progress(s.done, s.root.backup.Size)
 }

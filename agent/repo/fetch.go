@@ -1,0 +1,189 @@
+package repo
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"slices"
+
+	"golang.org/x/sync/errgroup"
+
+	"varve/layers"
+)
+
+const (
+	// Two frames of a pack are fetched with one request if what lies between
+	// them costs less than another round trip would.
+	gapMax   = 128 << 10
+	groupMax = 4 << 20
+)
+
+// A wanted frame is one that somebody needs, with the blocks of it that are
+// needed.
+type wanted struct {
+	pack   packRef
+	frame  frameRef
+	pieces []piece
+}
+
+// A group is a range of one pack that is fetched with one request.
+type group struct {
+	pack   packRef
+	off    int64
+	length int64
+	frames []wanted // ascending
+}
+
+// groups sorts frames by pack and offset, and joins neighbours.
+func groups(frames []wanted) []group {
+	slices.SortFunc(frames, func(a, b wanted) int {
+		return cmp.Or(slices.Compare(a.pack.id[:], b.pack.id[:]), cmp.Compare(a.frame.off, b.frame.off))
+	})
+	var out []group
+	start := 0
+	for i := range frames {
+		f := &frames[i]
+		if n := len(out); n > 0 {
+			g := &out[n-1]
+			end := g.off + g.length
+			if g.pack == f.pack && f.frame.off >= end && f.frame.off-end <= gapMax && f.frame.end()-g.off <= groupMax {
+				g.length = f.frame.end() - g.off
+				g.frames = frames[start : i+1]
+				continue
+			}
+		}
+		start = i
+		out = append(out, group{pack: f.pack, off: f.frame.off, length: int64(f.frame.stored), frames: frames[i : i+1]})
+	}
+	return out
+}
+
+// fetch reads a group and calls each for its frames in turn, with their
+// blocks, or with the error that each has. The blocks are valid until each
+// returns. It stops at the first error that each returns.
+func (r *Repo) fetch(ctx context.Context, g *group, buf []byte, each func(w *wanted, blocks []byte, err error) error) error {
+	name := packName(inData, g.pack.id)
+	key, err := r.volumeKey(ctx, g.pack.key)
+	if err == nil {
+		err = r.readRange(ctx, name, buf[:g.length], g.off)
+	}
+	if err != nil {
+		for i := range g.frames {
+			if err := each(&g.frames[i], nil, err); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	s := key.sealer(g.pack.id)
+	plain := make([]byte, frameBytes)
+	for i := range g.frames {
+		w := &g.frames[i]
+		at := w.frame.off - g.off
+		blocks, err := openFrame(s, &w.frame, buf[at:at+int64(w.frame.stored)], plain)
+		if err != nil {
+			err = damaged(name, w.frame.off, fmt.Errorf("frame %d: %w", w.frame.number, err))
+		}
+		if err := each(w, blocks, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// openFrame authenticates and expands a frame. The result is in stored or in
+// plain.
+func openFrame(s *sealer, f *frameRef, stored, plain []byte) ([]byte, error) {
+	text, err := s.open(stored, sectionFrame, f.number, nil)
+	if err != nil {
+		return nil, err
+	}
+	n := int(f.blocks) * layers.BlockSize
+	if !f.zstd {
+		if len(text) != n {
+			return nil, fmt.Errorf("%d bytes, expected %d", len(text), n)
+		}
+		return text, nil
+	}
+	if err := expandInto(plain[:n], text); err != nil {
+		return nil, err
+	}
+	return plain[:n], nil
+}
+
+// readLeaves reads the leaves of a row at the same time.
+func (r *Repo) readLeaves(ctx context.Context, volume layers.ID, row row, parts []*leaf) error {
+	g, ctx := errgroup.WithContext(ctx)
+	for i := range row.leaves {
+		g.Go(func() (err error) {
+			parts[i], err = r.readLeaf(ctx, volume, &row, i)
+			return err
+		})
+	}
+	return g.Wait()
+}
+
+func (r *Repo) readLeaf(ctx context.Context, volume layers.ID, row *row, i int) (*leaf, error) {
+	ref := &row.leaves[i]
+	text, err := r.readSection(ctx, ref, sectionLeaf)
+	if err != nil {
+		return nil, err
+	}
+	bad := func(err error) (*leaf, error) { return nil, damaged(ref.pack.name(), ref.off, err) }
+	if text, err = expand(text, maxLeafText); err != nil {
+		return bad(err)
+	}
+	l, err := parseLeaf(text, volume)
+	if err != nil {
+		return bad(err)
+	}
+	if l.first != row.first || l.blocks != row.blocks || l.base != (i == len(row.leaves)-1) {
+		return bad(fmt.Errorf("leaf of %d blocks from %d on, expected %d from %d on", l.blocks, l.first, row.blocks, row.first))
+	}
+	return l, nil
+}
+
+// readSection reads and opens a section that a root names.
+func (r *Repo) readSection(ctx context.Context, ref *leafRef, kind sectionKind) ([]byte, error) {
+	name := ref.pack.name()
+	key, err := r.volumeKey(ctx, ref.pack.key)
+	if err != nil {
+		return nil, err
+	}
+	b := make([]byte, ref.stored)
+	if err := r.readRange(ctx, name, b, ref.off); err != nil {
+		return nil, err
+	}
+	text, err := key.sealer(ref.pack.id).open(b, kind, ref.number, nil)
+	if err != nil {
+		return nil, damaged(name, ref.off, err)
+	}
+	return text, nil
+}
+
+// wantedOf lists the frames of the pieces that overlap [first, end).
+func (l *leaf) wantedOf(first, end int64) []wanted {
+	i, _ := slices.BinarySearchFunc(l.pieces, first, func(p piece, block int64) int {
+		if p.end() <= block {
+			return -1
+		}
+		return 1
+	})
+	var out []wanted
+	index := make(map[int32]int)
+	for ; i < len(l.pieces) && l.pieces[i].block < end; i++ {
+		p := &l.pieces[i]
+		if p.isZero() {
+			continue
+		}
+		at, ok := index[p.frame]
+		if !ok {
+			at = len(out)
+			index[p.frame] = at
+			f := l.frames[p.frame]
+			out = append(out, wanted{pack: l.packs[f.pack], frame: f})
+		}
+		out[at].pieces = append(out[at].pieces, *p)
+	}
+	return out
+}

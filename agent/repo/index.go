@@ -1,0 +1,153 @@
+package repo
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"sync"
+	"time"
+
+	"varve/layers"
+)
+
+// An index remembers what listings said about names, so that a backup is found
+// by its ID alone without another listing. It is only a cache: what it says
+// about tombstones is checked against the store.
+type index struct {
+	mu    sync.Mutex
+	roots map[layers.ID]listedRoot
+	keys  map[layers.ID]keyRef // the newest of each volume
+}
+
+// A listedRoot is a root as a listing has it.
+type listedRoot struct {
+	name     rootName
+	size     int64     // bytes; 0: not known
+	modified time.Time // by the store's clock; zero: not known
+}
+
+func newIndex() *index {
+	return &index{roots: make(map[layers.ID]listedRoot), keys: make(map[layers.ID]keyRef)}
+}
+
+func (x *index) add(r listedRoot) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.roots[r.name.backup] = r
+}
+
+func (x *index) addKey(ref keyRef) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	if old, ok := x.keys[ref.volume]; !ok || old.epoch <= ref.epoch {
+		x.keys[ref.volume] = ref
+	}
+}
+
+func (x *index) find(id layers.ID) (listedRoot, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	r, ok := x.roots[id]
+	return r, ok
+}
+
+func (x *index) forget(id layers.ID) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.roots, id)
+}
+
+// newestKey returns the newest key of the volume that a listing had.
+func (x *index) newestKey(volume layers.ID) (keyRef, bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	ref, ok := x.keys[volume]
+	return ref, ok
+}
+
+// A listing is what stands below v/, or below one volume there.
+type listing struct {
+	roots   []listedRoot // by volume, then claim epoch, then number
+	deleted map[layers.ID]bool
+	strange []string  // names that no version of this format has
+	newest  time.Time // of all objects listed: the store's clock is past it
+}
+
+// list reads the names below a prefix and teaches them to the index.
+func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
+	l := &listing{deleted: make(map[layers.ID]bool)}
+	for info, err := range r.store.List(ctx, prefix) {
+		if err != nil {
+			return nil, fmt.Errorf("list backups: %w", err)
+		}
+		if info.Modified.After(l.newest) {
+			l.newest = info.Modified
+		}
+		name, ok := parseVolumeName(info.Name)
+		if !ok {
+			l.strange = append(l.strange, info.Name)
+			continue
+		}
+		switch name.kind {
+		case "b":
+			root, ok := name.root()
+			if !ok {
+				l.strange = append(l.strange, info.Name)
+				continue
+			}
+			listed := listedRoot{root, info.Size, info.Modified}
+			l.roots = append(l.roots, listed)
+			r.index.add(listed)
+		case "d":
+			if id, ok := name.tombstone(); ok {
+				l.deleted[id] = true
+			}
+		case "k":
+			if ref, ok := name.key(); ok {
+				r.index.addKey(ref)
+			}
+		}
+	}
+	for id := range l.deleted {
+		r.index.forget(id)
+	}
+	return l, nil
+}
+
+// find returns the root of a backup. fresh says that a listing was just made,
+// so that nothing is to be asked about tombstones.
+func (r *Repo) find(ctx context.Context, id layers.ID) (root listedRoot, fresh bool, err error) {
+	if root, ok := r.index.find(id); ok {
+		return root, false, nil
+	}
+	l, err := r.list(ctx, volumesRoot)
+	if err != nil {
+		return root, false, err
+	}
+	for _, root := range l.roots {
+		if root.name.backup == id && !l.deleted[id] {
+			return root, true, nil
+		}
+	}
+	return root, false, absent(id)
+}
+
+func absent(id layers.ID) error {
+	return fmt.Errorf("backup %s: %w in repository", id, fs.ErrNotExist)
+}
+
+// checkLive asks for the tombstone of a backup that the index knew, as another
+// host may have deleted it since.
+func (r *Repo) checkLive(ctx context.Context, name rootName) error {
+	var p [1]byte
+	_, err := r.store.Get(ctx, tombstoneName(name.volume, name.backup), p[:], 0)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil
+	case err != nil:
+		return fmt.Errorf("look for the tombstone of backup %s: %w", name.backup, err)
+	}
+	r.index.forget(name.backup)
+	return absent(name.backup)
+}

@@ -1,0 +1,135 @@
+package repo
+
+import (
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"varve/layers"
+)
+
+// Names of objects: docs/format.md 2.1.
+const (
+	headName    = "repo"
+	slotPrefix  = "k/"
+	volumesRoot = "v/"
+	sessionRoot = "s/"
+)
+
+// An objectID names a sealed object: 8 bytes of the backup that wrote it, its
+// session, then 12 random ones.
+type objectID [20]byte
+
+func newObjectID(backup layers.ID) objectID {
+	var id objectID
+	copy(id[:8], backup[8:])
+	rand.Read(id[8:]) // never fails: crypto/rand
+	return id
+}
+
+func (id objectID) String() string { return hex.EncodeToString(id[:]) }
+
+// A place says under which prefix a pack stands. Its values are written.
+type place uint8
+
+const (
+	inData   place = 0 // p/
+	inLeaves place = 1 // m/
+)
+
+// packName is the name of the object of a pack.
+func packName(where place, id objectID) string {
+	prefix := "p/"
+	if where == inLeaves {
+		prefix = "m/"
+	}
+	digits := id.String()
+	return prefix + digits[38:] + "/" + digits
+}
+
+func slotName(id layers.ID) string         { return slotPrefix + id.String() }
+func volumePrefix(volume layers.ID) string { return volumesRoot + volume.String() + "/" }
+
+func volumeKeyName(ref keyRef) string {
+	return fmt.Sprintf("%sk/%016x-%016x", volumePrefix(ref.volume), ref.epoch, ref.id)
+}
+
+func tombstoneName(volume, backup layers.ID) string {
+	return volumePrefix(volume) + "d/" + backup.String()
+}
+
+func sessionName(backup layers.ID, n int64) string {
+	return fmt.Sprintf("%s%s-%08d", sessionRoot, backup, n)
+}
+
+// parseSession reads what sessionName wrote.
+func parseSession(name string) (backup layers.ID, n int64, ok bool) {
+	text, found := strings.CutPrefix(name, sessionRoot)
+	if !found || len(text) != 36+1+8 || text[36] != '-' {
+		return backup, 0, false
+	}
+	backup, err := layers.ParseID(text[:36])
+	if err != nil {
+		return backup, 0, false
+	}
+	n, err = strconv.ParseInt(text[37:], 10, 64)
+	return backup, n, err == nil && n >= 0
+}
+
+// A rootName is what the name of a root says.
+type rootName struct {
+	volume layers.ID
+	epoch  uint64 // of the writer's claim
+	seq    uint64 // of the backup in its volume
+	backup layers.ID
+}
+
+func (n rootName) String() string {
+	return fmt.Sprintf("%sb/%016x-%016x-%s", volumePrefix(n.volume), n.epoch, n.seq, n.backup)
+}
+
+// volumeName is a name below v/VOLUME/, cut at the slash: its kind is k, b, d
+// or one of those that are laid out for later.
+type volumeName struct {
+	volume layers.ID
+	kind   string
+	rest   string
+}
+
+func parseVolumeName(name string) (volumeName, bool) {
+	parts := strings.Split(name, "/")
+	if len(parts) != 4 || parts[0]+"/" != volumesRoot {
+		return volumeName{}, false
+	}
+	volume, err := layers.ParseID(parts[1])
+	return volumeName{volume, parts[2], parts[3]}, err == nil
+}
+
+func (n volumeName) root() (rootName, bool) {
+	if n.kind != "b" || len(n.rest) != 16+1+16+1+36 || n.rest[16] != '-' || n.rest[33] != '-' {
+		return rootName{}, false
+	}
+	epoch, err1 := strconv.ParseUint(n.rest[:16], 16, 64)
+	seq, err2 := strconv.ParseUint(n.rest[17:33], 16, 64)
+	backup, err3 := layers.ParseID(n.rest[34:])
+	return rootName{n.volume, epoch, seq, backup}, err1 == nil && err2 == nil && err3 == nil
+}
+
+func (n volumeName) tombstone() (layers.ID, bool) {
+	if n.kind != "d" {
+		return layers.ID{}, false
+	}
+	id, err := layers.ParseID(n.rest)
+	return id, err == nil
+}
+
+func (n volumeName) key() (keyRef, bool) {
+	if n.kind != "k" || len(n.rest) != 16+1+16 || n.rest[16] != '-' {
+		return keyRef{}, false
+	}
+	epoch, err1 := strconv.ParseUint(n.rest[:16], 16, 32)
+	id, err2 := strconv.ParseUint(n.rest[17:], 16, 64)
+	return keyRef{n.volume, uint32(epoch), id}, err1 == nil && err2 == nil
+}

@@ -1,0 +1,276 @@
+package repo
+
+import (
+	"context"
+	"runtime"
+	"sync"
+
+	"golang.org/x/sync/errgroup"
+
+	"varve/layers"
+)
+
+const (
+	uploadsMax = 3 // at a time, beside the pack that is being filled
+	smallMax   = 4 << 20
+	mergesMax  = 4 // spans whose leaves are merged at a time
+
+	// leavesMax is how many bytes of leaves are kept before they are written:
+	// the map of about 600 GiB.
+	leavesMax = 16 << 20
+)
+
+// A writer makes one backup. Its goroutines: the cutter makes tasks, workers
+// read and compress them, and the one that runs copy takes them in order,
+// seals them into packs, and closes a leaf for each span; merges and uploads
+// run beside it.
+type writer struct {
+	repo    *Repo
+	job     *Job
+	key     *volumeKey
+	session *session
+	root    *root
+	parent  *spans // nil: no parent
+
+	data    packBuilder
+	up      *uploader
+	packs   []packSize // that were sent off
+	objects int64
+	stored  int64
+
+	leaf      *leaf // of the span at hand
+	mu        sync.Mutex
+	updates   []*spanUpdate // under mu
+	waiting   []*newLeaf    // that have no pack yet; under mu
+	waitBytes int           // under mu
+	merges    *errgroup.Group
+}
+
+// copy moves the changed blocks into packs and makes the map.
+func (w *writer) copy(ctx context.Context) error {
+	g, ctx := errgroup.WithContext(ctx)
+	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget)
+	w.merges = new(errgroup.Group)
+	w.merges.SetLimit(mergesMax)
+
+	workers := runtime.GOMAXPROCS(0) + 1 // one more, for the time that reads take
+	free := make(chan *task, 4*workers)
+	for range cap(free) {
+		free <- newTask()
+	}
+	work, order := make(chan *task, cap(free)), make(chan *task, cap(free))
+	total, err := w.total()
+	if err != nil {
+		return err
+	}
+	g.Go(func() error {
+		defer close(work)
+		defer close(order)
+		return w.cut(ctx, free, work, order)
+	})
+	trier := new(trier)
+	for range workers {
+		g.Go(func() error {
+			ids, size := newKeyed(w.key.ids), w.job.Source.Size()
+			for t := range work {
+				t.process(w.job.Source, size, ids, trier)
+				t.done <- struct{}{}
+			}
+			return nil
+		})
+	}
+	g.Go(func() error { return w.collect(ctx, free, order, total) })
+	err = g.Wait()
+	if merged := w.merges.Wait(); err == nil {
+		err = merged
+	}
+	if sent := w.up.wait(); err == nil {
+		err = sent
+	}
+	return err
+}
+
+// total is how many bytes will be read. It also counts what changed.
+func (w *writer) total() (total int64, err error) {
+	for c, err := range w.job.changes() {
+		if err != nil {
+			return 0, err
+		}
+		w.root.backup.Changed += c.count * layers.BlockSize
+		if !c.zero {
+			total += c.count * layers.BlockSize
+		}
+	}
+	return total, nil
+}
+
+// cut makes tasks of the changes.
+func (w *writer) cut(ctx context.Context, free <-chan *task, work, order chan<- *task) error {
+	c := cutter{spanOf: w.spanOf}
+	c.emit = func(span run, runs, zeros []run) error {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case t := <-free:
+			t.span = span
+			t.runs = append(t.runs[:0], runs...)
+			t.zeros = append(t.zeros[:0], zeros...)
+			order <- t // never full: there are no more tasks
+			work <- t
+		}
+		return nil
+	}
+	for ch, err := range w.job.changes() {
+		if err != nil {
+			return err
+		}
+		if ch.zero && w.parent == nil {
+			continue // where a full backup is silent, it is zero
+		}
+		if err := c.add(ch); err != nil {
+			return err
+		}
+	}
+	return c.flush()
+}
+
+// spanOf returns the span of a block: 1 GiB, or 128 MiB where the parent's map
+// was cut.
+func (w *writer) spanOf(block int64) run {
+	whole := run{block - block%spanBlocks, spanBlocks}
+	if w.parent == nil {
+		return whole
+	}
+	i := w.parent.find(whole.block)
+	if i == len(w.parent.rows) || w.parent.rows[i].blocks == spanBlocks || w.parent.rows[i].first >= whole.block+whole.count {
+		return whole
+	}
+	return run{block - block%splitBlocks, splitBlocks}
+}
+
+// collect takes the tasks in order.
+func (w *writer) collect(ctx context.Context, free chan<- *task, order <-chan *task, total int64) error {
+	done := int64(0)
+	report := func() {
+		if w.job.Progress != nil {
+			w.job.Progress(done, total)
+		}
+	}
+	report()
+	for t := range order {
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-t.done:
+		}
+		if t.err != nil {
+			return t.err
+		}
+		if err := w.take(ctx, t); err != nil {
+			return err
+		}
+		if n := t.bytes(); n > 0 {
+			done += n
+			report()
+		}
+		free <- t
+	}
+	if err := ctx.Err(); err != nil {
+		return context.Cause(ctx)
+	}
+	if err := w.closeSpan(ctx); err != nil {
+		return err
+	}
+	if err := w.merges.Wait(); err != nil {
+		return err
+	}
+	if err := w.flush(ctx, true); err != nil {
+		return err
+	}
+	w.assemble()
+	return nil
+}
+
+// take adds one task to the pack and the leaf at hand.
+func (w *writer) take(ctx context.Context, t *task) error {
+	if w.leaf == nil || w.leaf.first != t.span.block {
+		if err := w.closeSpan(ctx); err != nil {
+			return err
+		}
+		w.leaf = &leaf{first: t.span.block, blocks: t.span.count}
+	}
+	for _, r := range t.zeros {
+		w.leaf.pieces = append(w.leaf.pieces, piece{block: r.block, count: int32(r.count), frame: zeroPiece})
+	}
+	for _, r := range runsOf(t.blank) {
+		w.leaf.pieces = append(w.leaf.pieces, piece{block: r.block, count: int32(r.count), frame: zeroPiece})
+	}
+	if len(t.blocks) == 0 {
+		return nil
+	}
+	return w.addFrame(ctx, t)
+}
+
+func (w *writer) addFrame(ctx context.Context, t *task) error {
+	text, runs := t.text(), runsOf(t.blocks)
+	if err := w.room(ctx, len(text)+tagSize); err != nil {
+		return err
+	}
+	number, off, stored := w.data.add(text, section{
+		kind: sectionFrame, blocks: uint8(len(t.blocks)), zstd: t.zstd, id: t.id, runs: runs,
+	})
+	w.root.backup.Logical += int64(len(t.plain))
+
+	l, ref := w.leaf, packRef{w.data.id, w.key.ref}
+	if n := len(l.packs); n == 0 || l.packs[n-1] != ref {
+		l.packs = append(l.packs, ref)
+	}
+	l.frames = append(l.frames, frameRef{
+		pack: int32(len(l.packs) - 1), number: number, off: off, stored: stored,
+		blocks: uint8(len(t.blocks)), zstd: t.zstd,
+	})
+	at := int32(0)
+	for _, r := range runs {
+		l.pieces = append(l.pieces, piece{block: r.block, count: int32(r.count), frame: int32(len(l.frames) - 1), at: at})
+		at += int32(r.count)
+	}
+	return nil
+}
+
+// room makes sure that the data pack is open and has place for a section.
+func (w *writer) room(ctx context.Context, stored int) error {
+	if w.data.sealer != nil && !w.data.fits(stored, w.repo.packTarget) {
+		w.closeData()
+	}
+	if w.data.sealer != nil {
+		return nil
+	}
+	if err := w.session.start(ctx); err != nil {
+		return err
+	}
+	buf, err := w.up.buffer(ctx)
+	if err != nil {
+		return err
+	}
+	w.data.begin(inData, w.job.ID, w.key, buf)
+	return nil
+}
+
+// closeData sends the data pack off, if there is one.
+func (w *writer) closeData() {
+	if w.data.sealer == nil {
+		return
+	}
+	w.root.packs++
+	w.send(&w.data)
+}
+
+// send finishes a pack and uploads it.
+func (w *writer) send(b *packBuilder) {
+	object := b.finish()
+	w.packs = append(w.packs, packSize{b.where, b.id, int64(len(object))})
+	w.objects++
+	w.stored += int64(len(object))
+	w.up.put(packName(b.where, b.id), object)
+	b.sealer = nil
+}
