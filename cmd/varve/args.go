@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v2"
@@ -182,6 +183,9 @@ func (l *commandLine) join(program string) []string {
 	words := append([]string{program}, l.globals...)
 	for _, c := range l.path {
 		words = append(words, c.Name)
+	}
+	if slices.Contains(l.locals, "--help") {
+		return append(words, "--help") // to which arguments would be topics
 	}
 	words = append(words, l.locals...)
 	if len(l.args) > 0 {

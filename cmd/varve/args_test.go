@@ -32,6 +32,7 @@ func TestArrange(t *testing.T) {
 		{"volume create db1 --description -x --size 1", "volume create --description=-x --size=1 -- db1"},
 		{"volume show list", "volume show -- list"},
 		{"volume show --help", "volume show --help"},
+		{"volume show db1 --help --long", "volume show --help"},
 		{"--help", "--help"},
 		{"volume -h", "volume --help"},
 		{"__complete volume create --si", "__complete volume create --si"},
