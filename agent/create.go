@@ -66,7 +66,7 @@ func (a *Agent) CreateBackup(ctx context.Context, n NewBackup) (BackupView, cata
 // prepareBackup finds what the request names and claims it. Nothing is
 // recorded yet.
 func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, error) {
-	now := time.Now().UTC()
+	now := instant()
 	if n.Name == "" {
 		n.Name = timeName(now)
 	}
@@ -373,7 +373,7 @@ func (c *creation) recordMade(made repo.Backup, took time.Duration) error {
 		}
 		return c.changeIn(tx, func(b *catalog.Backup) {
 			b.Status, b.Updated, b.Duration = catalog.Available, now, took
-			b.Logical, b.Changed, b.Stored, b.ObjectCount = made.Size, made.Logical, made.Stored, made.Objects
+			b.Logical, b.Changed, b.Stored, b.ObjectCount = made.Logical, made.Changed, made.Stored, made.Objects
 		})
 	})
 }

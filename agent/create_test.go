@@ -24,8 +24,8 @@ func TestFullAndIncremental(t *testing.T) {
 		full.HasDependents || !full.DataTimestamp.Equal(full.Created) || !full.Updated.After(full.Created) {
 		t.Errorf("full: %+v", full)
 	}
-	if full.Changed < 8*mib || full.ObjectCount < 1 || full.Stored < 8*mib || full.Duration <= 0 {
-		t.Errorf("full: %d bytes changed, %d stored in %d objects, in %v", full.Changed, full.Stored, full.ObjectCount, full.Duration)
+	if full.Logical < 8*mib || full.ObjectCount < 1 || full.Stored < 8*mib || full.Duration <= 0 {
+		t.Errorf("full: %d bytes of data, %d stored in %d objects, in %v", full.Logical, full.Stored, full.ObjectCount, full.Duration)
 	}
 	write(t, a, "v", 2, 4*mib, 64<<10)
 	second := content(t, a, "v")

@@ -63,7 +63,11 @@ func checkTexts(what, description string, properties map[string]string) error {
 }
 
 // timeName is the name of what was made without one.
-func timeName(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000000Z") }
+func timeName(t time.Time) string { return t.UTC().Format("2006-01-02T15:04:05.000Z") }
+
+// instant is now, as precisely as a repository keeps times: the catalog then
+// says the same before and after the target is read.
+func instant() time.Time { return time.Now().UTC().Truncate(time.Millisecond) }
 
 // named is what resolve needs to know of a record.
 type named struct {

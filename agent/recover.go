@@ -60,7 +60,28 @@ func (a *Agent) recover(ctx context.Context) error {
 			return a.recoverVolume(record)
 		})
 	}
-	return group.Wait()
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return a.update(a.forgetLost)
+}
+
+// forgetLost takes the ids of temporary snapshots out of the backups whose
+// snapshot is gone in another way, with its volume for example.
+func (a *Agent) forgetLost(tx *catalog.Tx) error {
+	for _, b := range all(a, tx, catalog.Backups) {
+		if b.TempSnapshotID.IsZero() {
+			continue
+		}
+		if _, err := catalog.Snapshots.Get(tx, b.TempSnapshotID); !errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		b.TempSnapshotID = layers.ID{}
+		if err := catalog.Backups.Put(tx, b); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // endAll ends what the catalog alone can say about.

@@ -26,7 +26,7 @@ type SnapshotView struct {
 
 // CreateSnapshot keeps the present state of a volume under a name.
 func (a *Agent) CreateSnapshot(ctx context.Context, volumeRef string, n NewSnapshot) (catalog.Snapshot, error) {
-	now := time.Now().UTC()
+	now := instant()
 	if n.Name == "" {
 		n.Name = timeName(now)
 	}
@@ -267,7 +267,7 @@ func (a *Agent) neededMarks(tx *catalog.Tx, volumeID layers.ID) map[layers.ID]bo
 		case b.Status == catalog.Creating:
 			needed[b.BoundaryID] = true
 		case !whole(b):
-		case newer(b, newest[b.TargetID]):
+		case newest[b.TargetID].ID.IsZero() || newer(b, newest[b.TargetID]):
 			newest[b.TargetID] = b
 		}
 	}

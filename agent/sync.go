@@ -112,7 +112,7 @@ func fromRepository(b repo.Backup, target layers.ID) catalog.Backup {
 		Name: b.Name, Description: b.Description, Status: catalog.Available,
 		SnapshotID: b.Snapshot, BoundaryID: b.Boundary, ParentID: b.Parent,
 		Size: b.Size, DataTimestamp: b.DataTimestamp.UTC(), Created: b.Created.UTC(), Updated: b.Created.UTC(),
-		Logical: b.Size, Changed: b.Logical, Stored: b.Stored, ObjectCount: b.Objects,
+		Logical: b.Logical, Changed: b.Changed, Stored: b.Stored, ObjectCount: b.Objects,
 	}
 }
 

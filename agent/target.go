@@ -104,13 +104,6 @@ func openOrInit(ctx context.Context, store object.Store, n NewTarget) (*repo.Rep
 	if errors.Is(err, repo.ErrNoRepository) {
 		return repo.Init(ctx, store, repo.Key{Passphrase: n.Passphrase}, repo.Params{NoEncryption: n.NoEncryption, Label: n.Name})
 	}
-	if err == nil && r.Encrypted() == n.NoEncryption {
-		r.Close() // Nothing was written.
-		if n.NoEncryption {
-			return nil, fail(Invalid, "the repository there is encrypted: give its passphrase")
-		}
-		return nil, fail(Invalid, "the repository there is not encrypted, a passphrase would promise too much: add it with no encryption")
-	}
 	return r, err
 }
 
@@ -366,7 +359,7 @@ func targetError(t catalog.Target, doing string, err error) error {
 	case errors.As(err, &own):
 		return fail(own.Reason, "%s: %w", what, err)
 	case errors.Is(err, repo.ErrKey):
-		return fail(Denied, "%s: %w: check the passphrase", what, err)
+		return fail(Denied, "%s: %w", what, err)
 	case errors.Is(err, repo.ErrVersion):
 		return fail(Conflict, "%s: %w: use a newer version of varve", what, err)
 	case errors.Is(err, repo.ErrNoRepository):

@@ -85,7 +85,7 @@ func TestTargetsThatCannotBeAdded(t *testing.T) {
 		{NewTarget{Name: "x", URL: url("x"), NoEncryption: true, Env: map[string]string{"LD_PRELOAD": "x"}}, Invalid, "LD_PRELOAD"},
 		{NewTarget{Name: "t1", URL: url("x"), NoEncryption: true}, Conflict, "another name"},
 		{NewTarget{Name: "x", URL: url("t1"), NoEncryption: true}, Conflict, "t1"},
-		{NewTarget{Name: "x", URL: url("t1"), Passphrase: "p"}, Invalid, "not encrypted"},
+		{NewTarget{Name: "x", URL: url("t1"), Passphrase: "p"}, Denied, "not encrypted"},
 		{NewTarget{Name: "x", URL: url("locked"), Passphrase: "wrong"}, Denied, "passphrase"},
 		{NewTarget{Name: "x", URL: url("broken"), NoEncryption: true}, Unavailable, "fire"},
 	} {
@@ -120,7 +120,7 @@ func TestRestoreOnABareMachine(t *testing.T) {
 	a.Close()
 
 	b := w.start(t.TempDir())
-	addTarget(t, b, "again")
+	addTarget(t, b, "t1")
 	found := must(b.Backups(t.Context()))(t)
 	if len(found) != 2 {
 		t.Fatalf("%d backups are found, want 2", len(found))
@@ -130,7 +130,7 @@ func TestRestoreOnABareMachine(t *testing.T) {
 		if got.ID != want.ID || got.Name != want.Name || got.Description != want.Description || got.VolumeID != v.ID ||
 			got.VolumeName != "v" || got.ParentID != want.ParentID || got.SnapshotID != want.SnapshotID || got.Size != want.Size ||
 			!got.Created.Equal(want.Created) || !got.DataTimestamp.Equal(want.DataTimestamp) || got.Stored != want.Stored ||
-			got.Changed != want.Changed || got.ObjectCount != want.ObjectCount || got.HasDependents != want.HasDependents {
+			got.Changed != want.Changed || got.Logical != want.Logical || got.ObjectCount != want.ObjectCount || got.HasDependents != want.HasDependents {
 			t.Errorf("found %+v, made %+v", got, want)
 		}
 	}

@@ -74,8 +74,8 @@ type Backup struct {
 	DataTimestamp  time.Time
 	Created        time.Time
 	Updated        time.Time
-	Logical        int64 // bytes of data that it describes
-	Changed        int64 // bytes of data that it added, before compression
+	Logical        int64 // bytes of data that it added, before compression
+	Changed        int64 // bytes that may differ from the parent, zeros included
 	Stored         int64 // bytes that it added to the target
 	ObjectCount    int64 // objects that it added to the target
 	Duration       time.Duration
