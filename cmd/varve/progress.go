@@ -8,10 +8,10 @@ import (
 )
 
 const (
-	barWidth     = 28
-	redrawEvery  = 200 * time.Millisecond // on a terminal
-	reportEvery  = 10 * time.Second       // elsewhere
-	rateHalfLife = 4 * time.Second        // how fast the shown rate follows the true one
+	barWidth    = 28
+	redrawEvery = 200 * time.Millisecond // on a terminal
+	reportEvery = 10 * time.Second       // elsewhere
+	rateWindow  = 5 * time.Second        // that the shown rate is the mean of
 )
 
 // progress shows how far an operation is: a line that is drawn over on a
@@ -67,19 +67,17 @@ func (p *progress) finish() {
 	}
 }
 
-// sample moves the rate towards what was done since the last sample, by the
-// share that the time between them has in rateHalfLife.
+// sample moves the rate towards what was done since the last sample. At first
+// it is the mean since the start, later the mean of about the last
+// rateWindow.
 func (p *progress) sample(now time.Time, done int64) {
 	passed := now.Sub(p.sampled)
 	if passed < redrawEvery {
 		return
 	}
 	current := float64(max(0, done-p.sampledDone)) / passed.Seconds()
-	share := min(1, passed.Seconds()/rateHalfLife.Seconds())
-	if p.rate == 0 {
-		share = 1
-	}
-	p.rate += (current - p.rate) * share
+	window := min(now.Sub(p.started), rateWindow)
+	p.rate += (current - p.rate) * min(1, passed.Seconds()/window.Seconds())
 	p.sampled, p.sampledDone = now, done
 }
 

@@ -186,11 +186,11 @@ func printable(s string) string {
 // all else to the left.
 func printTable(w io.Writer, columns []string, rows []row) error {
 	widths := make([]int, len(columns))
-	right := make([]bool, len(columns))
+	right := make([]bool, len(columns)) // a column with numbers and nothing else but None
+	left := make([]bool, len(columns))
 	cells := make([][]string, len(rows))
 	for i, c := range columns {
 		widths[i] = textWidth(c)
-		right[i] = len(rows) > 0
 	}
 	for i, r := range rows {
 		cells[i] = make([]string, len(columns))
@@ -198,9 +198,11 @@ func printTable(w io.Writer, columns []string, rows []row) error {
 			cells[i][j] = tableText(v)
 			widths[j] = max(widths[j], textWidth(cells[i][j]))
 			switch v.(type) {
-			case int64, byteCount, nil:
+			case int64, byteCount:
+				right[j] = true
+			case nil:
 			default:
-				right[j] = false
+				left[j] = true
 			}
 		}
 	}
@@ -214,7 +216,7 @@ func printTable(w io.Writer, columns []string, rows []row) error {
 	line := func(cells []string) {
 		for j, c := range cells {
 			pad := strings.Repeat(" ", widths[j]-textWidth(c))
-			if right[j] {
+			if right[j] && !left[j] {
 				b.WriteString("| " + pad + c + " ")
 			} else {
 				b.WriteString("| " + c + pad + " ")

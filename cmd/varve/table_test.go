@@ -52,9 +52,14 @@ func TestListFormats(t *testing.T) {
 		{format{kind: "yaml"}, nil, "[]\n"},
 		{format{kind: "value"}, rows, "1 None True\n2 say \"ä\" 7\n"},
 		{format{kind: "value", columns: []string{"name", "ID"}}, rows, "1 None\n2 say \"ä\"\n"},
+		{format{columns: []string{"long name"}}, []row{{nil}, {nil}}, "+-----------+\n| long name |\n+-----------+\n| None      |\n| None      |\n+-----------+\n"},
 		{format{}, nil, "+----+------+--------+\n| ID | Name | os-x:y |\n+----+------+--------+\n"},
 	}
 	for _, tt := range tests {
+		columns := columns
+		if len(tt.format.columns) == 1 {
+			columns = tt.format.columns
+		}
 		if got := printed(t, tt.format, columns, tt.rows); got != tt.want {
 			t.Errorf("%+v:\ngot\n%s\nwant\n%s", tt.format, got, tt.want)
 		}
