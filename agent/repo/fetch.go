@@ -58,10 +58,11 @@ func groups(frames []wanted) []group {
 	return out
 }
 
-// fetch reads a group and calls each for its frames in turn, with their
-// blocks, or with the error that each has. The blocks are valid until each
-// returns. It stops at the first error that each returns.
-func (r *Repo) fetch(ctx context.Context, g *group, buf []byte, each func(w *wanted, blocks []byte, err error) error) error {
+// fetch reads a group into buf and calls each for its frames in turn, with
+// their blocks, or with the error that each has. The blocks stand in plain, of
+// frameBytes, or in buf, until each returns; with a nil plain they are each's
+// to keep. It stops at the first error that each returns.
+func (r *Repo) fetch(ctx context.Context, g *group, buf, plain []byte, each func(w *wanted, blocks []byte, err error) error) error {
 	name := packName(inData, g.pack.id)
 	key, err := r.volumeKey(ctx, g.pack.key)
 	if err == nil {
@@ -76,7 +77,6 @@ func (r *Repo) fetch(ctx context.Context, g *group, buf []byte, each func(w *wan
 		return nil
 	}
 	s := key.sealer(g.pack.id)
-	plain := make([]byte, frameBytes)
 	for i := range g.frames {
 		w := &g.frames[i]
 		at := w.frame.off - g.off
@@ -92,7 +92,7 @@ func (r *Repo) fetch(ctx context.Context, g *group, buf []byte, each func(w *wan
 }
 
 // openFrame authenticates and expands a frame. The result is in stored or in
-// plain.
+// plain, or in bytes of its own if plain is nil.
 func openFrame(s *sealer, f *frameRef, stored, plain []byte) ([]byte, error) {
 	text, err := s.open(stored, sectionFrame, f.number, nil)
 	if err != nil {
@@ -103,7 +103,13 @@ func openFrame(s *sealer, f *frameRef, stored, plain []byte) ([]byte, error) {
 		if len(text) != n {
 			return nil, fmt.Errorf("%d bytes, expected %d", len(text), n)
 		}
+		if plain == nil {
+			text = slices.Clone(text)
+		}
 		return text, nil
+	}
+	if plain == nil {
+		plain = make([]byte, n)
 	}
 	if err := expandInto(plain[:n], text); err != nil {
 		return nil, err

@@ -184,13 +184,8 @@ func (r *Repo) fill(g group, claimed map[sectionKey]*slotEntry) {
 		}
 		return
 	}
-	r.fetch(r.life, &g, make([]byte, g.length), func(w *wanted, blocks []byte, err error) error {
-		if err != nil {
-			r.cache.fill(entry(w), nil, 0, err)
-			return nil
-		}
-		kept := append([]byte(nil), blocks...) // blocks is a part of a larger buffer
-		r.cache.fill(entry(w), kept, int64(len(kept)), nil)
+	r.fetch(r.life, &g, make([]byte, g.length), nil, func(w *wanted, blocks []byte, err error) error {
+		r.cache.fill(entry(w), blocks, int64(len(blocks)), err)
 		return nil
 	})
 }

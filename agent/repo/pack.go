@@ -83,7 +83,7 @@ func (b *packBuilder) finish() []byte {
 		h.kind = kindLeaves
 	}
 	h.append(b.buf[:0])
-	b.buf = b.sealer.seal(b.buf, text, sectionTrailer, uint32(len(b.sections)), b.buf[:headerBound])
+	b.buf = b.sealer.seal(b.buf, text, sectionTrailer, trailerNumber, b.buf[:headerBound])
 	b.buf = appendFooter(b.buf, &h)
 	return b.buf
 }
@@ -109,7 +109,10 @@ func checkFooter(b []byte, h *header) error {
 var shapeOf = map[sectionKind]byte{sectionFrame: 0, sectionLeaf: 1, sectionInventory: 2}
 var kindOf = [4]sectionKind{sectionFrame, sectionLeaf, sectionInventory}
 
-const trailerVersion = 1
+const (
+	trailerVersion = 1
+	trailerNumber  = 1<<32 - 1 // what it is sealed as: no other section has it
+)
 
 // appendTrailer writes the text of a trailer: docs/format.md 2.6.
 func appendTrailer(b []byte, backup layers.ID, sections []section) []byte {

@@ -144,11 +144,12 @@ func (s *restore) data(ctx context.Context, leaves []*leaf) error {
 	for range restoreFetches {
 		g.Go(func() error {
 			var buf []byte
+			plain := make([]byte, frameBytes)
 			for group := range todo {
 				if int64(cap(buf)) < group.length {
 					buf = make([]byte, max(group.length, groupMax))
 				}
-				if err := s.repo.fetch(ctx, &group, buf[:group.length], s.write); err != nil {
+				if err := s.repo.fetch(ctx, &group, buf, plain, s.write); err != nil {
 					return err
 				}
 			}

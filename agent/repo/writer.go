@@ -184,6 +184,9 @@ func (w *writer) collect(ctx context.Context, free chan<- *task, order <-chan *t
 	if err := w.merges.Wait(); err != nil {
 		return err
 	}
+	if err := w.compact(ctx); err != nil {
+		return err
+	}
 	if err := w.flush(ctx, true); err != nil {
 		return err
 	}
