@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"maps"
 	"slices"
 	"time"
 
@@ -183,6 +184,16 @@ func (a *Agent) tidyVolume(id layers.ID) {
 	a.mu.Unlock()
 	if data != nil {
 		a.tidyChain(v, data)
+	}
+}
+
+// tidyAll is tidyVolume for every volume.
+func (a *Agent) tidyAll() {
+	a.mu.Lock()
+	ids := slices.Collect(maps.Keys(a.volumes))
+	a.mu.Unlock()
+	for _, id := range ids {
+		a.tidyVolume(id)
 	}
 }
 

@@ -11,63 +11,80 @@ import (
 	"varve/layers"
 )
 
-// A7: the daemon dies while a backup runs: at the next start the volume has
-// its status and its data, the temporary snapshot is gone, and the backup is in
-// error with a reason.
+// A7: the daemon dies while a backup runs, before each of the objects that it
+// writes: at the next start the volume has its status and its data, the
+// temporary snapshot is gone, and the backup is in error with a reason.
 func TestDaemonDiesDuringABackup(t *testing.T) {
-	w := newWorld(t)
-	dir := t.TempDir()
-	a := w.start(dir)
-	addTarget(t, a, "t1")
-	createVolume(t, a, "v", mib)
-	write(t, a, "v", 1, 0, mib)
-	first := backUp(t, a, NewBackup{Volume: "v", Name: "first"})
-	write(t, a, "v", 2, 0, 4096)
-	d := attach(t, a, "v")
-	want := readAll(t, d.Layer)
-	g := w.store(url("t1")).shut("put")
-	b, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Force: true, Incremental: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.await(t)
-	d.flush()
-	died := copyState(t, dir)
-	close(g.opened)
-	finish(t, a, op)
-	d.detach()
-	a.Close()
-
-	for range 2 { // The second start has nothing more to do.
+	for put := 1; ; put++ {
+		w := newWorld(t)
+		dir := t.TempDir()
+		a := w.start(dir)
+		addTarget(t, a, "t1")
+		createVolume(t, a, "v", mib)
+		write(t, a, "v", 1, 0, mib)
+		first := backUp(t, a, NewBackup{Volume: "v", Name: "first"})
+		write(t, a, "v", 2, 0, 4096)
+		d := attach(t, a, "v")
+		d.flush()
+		want := readAll(t, d.Layer)
+		reached := w.store(url("t1")).waitAt("put", put)
+		b, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Name: "b", Force: true, Incremental: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		select {
+		case <-reached:
+		case <-a.runningOperation(op.ID).ended:
+			if put == 1 {
+				t.Error("a backup writes nothing")
+			}
+			d.detach()
+			return
+		}
+		died := copyState(t, dir)
+		a.CancelOperation(t.Context(), op.ID) // It may be through.
+		w.store(url("t1")).on(nil)
+		d.detach()
+		a.Close()
+		for range 2 { // The second start has nothing more to do.
+			a = w.start(died)
+			diedInBackup(t, a, first, b.ID, op.ID)
+			same(t, "volume", content(t, a, "v"), want)
+			a.Close()
+		}
 		a = w.start(died)
-		v := must(a.Volume(t.Context(), "v"))(t)
-		if v.Status != catalog.Available || v.PreviousStatus != "" {
-			t.Errorf("volume %s, previous %q", v.Status, v.PreviousStatus)
+		next := backUp(t, a, NewBackup{Volume: "v", Name: "next", Incremental: true})
+		if next.ParentID != first.ID {
+			t.Errorf("parent %s, want %s", next.ParentID, first.ID)
 		}
-		got := must(a.Backup(t.Context(), b.ID.String()))(t)
-		if got.Status != catalog.Error || !strings.Contains(got.FailReason, "daemon stopped") {
-			t.Errorf("backup %s: %q", got.Status, got.FailReason)
-		}
-		if must(a.Backup(t.Context(), "first"))(t).HasDependents {
-			t.Error("a backup that failed counts as a dependent")
-		}
-		last := must(a.Operation(t.Context(), op.ID))(t)
-		if last.State != catalog.Failed || !strings.Contains(last.Error, "daemon stopped") || last.Ended.IsZero() {
-			t.Errorf("operation %+v", last)
-		}
-		nothingTemporary(t, a)
-		if snapshots, marks := boundaries(t, a, "v"); len(snapshots) != 0 || len(marks) != 1 || marks[0] != first.BoundaryID {
-			t.Errorf("snapshots %v, marks %v, want the mark of the first backup alone", snapshots, marks)
-		}
-		same(t, "volume", content(t, a, "v"), want)
+		same(t, "the next incremental", imageContent(t, a, next.ID), want)
 		a.Close()
 	}
-	a = w.start(died)
-	inc := backUp(t, a, NewBackup{Volume: "v", Name: "next", Incremental: true})
-	if inc.ParentID != first.ID {
-		t.Errorf("parent %s, want %s", inc.ParentID, first.ID)
+}
+
+// diedInBackup checks what a daemon finds whose predecessor died while it made
+// the backup b of the volume v, after the backup first.
+func diedInBackup(t *testing.T, a *Agent, first BackupView, b, op layers.ID) {
+	t.Helper()
+	v := must(a.Volume(t.Context(), "v"))(t)
+	if v.Status != catalog.Available || v.PreviousStatus != "" {
+		t.Errorf("volume %s, previous %q", v.Status, v.PreviousStatus)
 	}
-	same(t, "the next incremental", imageContent(t, a, inc.ID), want)
+	got := must(a.Backup(t.Context(), b.String()))(t)
+	if got.Status != catalog.Error || !strings.Contains(got.FailReason, "daemon stopped") {
+		t.Errorf("backup %s: %q", got.Status, got.FailReason)
+	}
+	if must(a.Backup(t.Context(), "first"))(t).HasDependents {
+		t.Error("a backup that failed counts as a dependent")
+	}
+	last := must(a.Operation(t.Context(), op))(t)
+	if last.State != catalog.Failed || !strings.Contains(last.Error, "daemon stopped") || last.Ended.IsZero() {
+		t.Errorf("operation %+v", last)
+	}
+	nothingTemporary(t, a)
+	if snapshots, marks := boundaries(t, a, "v"); len(snapshots) != 0 || len(marks) != 1 || marks[0] != first.BoundaryID {
+		t.Errorf("snapshots %v, marks %v, want the mark of the first backup alone", snapshots, marks)
+	}
 }
 
 // The same for a restore: what it was filling is in error, the backup is

@@ -48,6 +48,7 @@ func (a *Agent) CreateBackup(ctx context.Context, n NewBackup) (BackupView, cata
 	if err != nil {
 		return BackupView{}, catalog.Operation{}, err
 	}
+	b := BackupView{Backup: c.backup, TargetName: c.target.Name, TargetURL: c.target.URL}
 	op, err := a.start(job{
 		kind:    kindBackup,
 		subject: c.backup.ID,
@@ -56,10 +57,6 @@ func (a *Agent) CreateBackup(ctx context.Context, n NewBackup) (BackupView, cata
 		settle:  c.settle,
 		release: c.giveBack,
 	})
-	if err != nil {
-		return BackupView{}, catalog.Operation{}, err
-	}
-	b, err := a.Backup(ctx, op.Subject.String())
 	return b, op, err
 }
 
@@ -224,9 +221,12 @@ func (c *creation) cleanTip() (layers.Boundary, bool) {
 		return layers.Boundary{}, false
 	}
 	tip := boundaries[len(boundaries)-1]
+	if tip.Mark || tip.Size != c.data.Size() || !c.data.Clean() {
+		return layers.Boundary{}, false
+	}
 	c.a.mu.Lock()
 	defer c.a.mu.Unlock()
-	if tip.Mark || len(c.volume.attached) > 0 || !c.data.Clean() || tip.Size != c.data.Size() {
+	if len(c.volume.attached) > 0 {
 		return layers.Boundary{}, false
 	}
 	c.release = append(c.release, c.a.hold(c.volume, tip.ID))

@@ -4,9 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"io/fs"
 	"iter"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -427,12 +430,47 @@ func nothingTemporary(t testing.TB, a *Agent) {
 	}
 }
 
-// copyState copies a state folder as a crash of its daemon would leave it.
+// copyState copies a state folder as a crash of its daemon would leave it: at
+// one instant. Volumes have work in the background, so it copies again until
+// none has changed meanwhile.
 func copyState(t testing.TB, from string) string {
 	t.Helper()
 	to := filepath.Join(t.TempDir(), "state")
-	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
+		before := inventory(t, from)
+		err := os.CopyFS(to, os.DirFS(from))
+		if err == nil && maps.Equal(before, inventory(t, from)) {
+			return to
+		}
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Fatal(err)
+		}
+		if err := os.RemoveAll(to); err != nil {
+			t.Fatal(err)
+		}
+	}
+	t.Fatal("the state folder never rests")
+	return ""
+}
+
+// inventory returns the size and time of every file.
+func inventory(t testing.TB, dir string) map[string]string {
+	t.Helper()
+	files := map[string]string{}
+	err := filepath.WalkDir(dir, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil {
+			var info fs.FileInfo
+			if info, err = entry.Info(); err == nil {
+				files[path] = fmt.Sprint(info.Size(), info.ModTime())
+			}
+		}
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		return err
+	})
+	if err != nil {
 		t.Fatal(err)
 	}
-	return to
+	return files
 }

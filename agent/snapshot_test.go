@@ -146,3 +146,30 @@ func TestVolumeInErrorIsNotUsed(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// S7: what the system has left behind goes at the deletion of any snapshot.
+func TestLeftoverOfTheSystemGoesWithAnySnapshot(t *testing.T) {
+	a := newWorld(t).start(t.TempDir())
+	v := createVolume(t, a, "v", mib)
+	leftover := catalog.Snapshot{ID: layers.NewID(), VolumeID: v.ID, Name: "leftover", System: true, Status: catalog.Available}
+	if err := a.volumes[v.ID].data.Snapshot(leftover.ID); err != nil {
+		t.Fatal(err)
+	}
+	if err := a.update(func(tx *catalog.Tx) error { return catalog.Snapshots.Put(tx, leftover) }); err != nil {
+		t.Fatal(err)
+	}
+	must(a.CreateSnapshot(t.Context(), "v", NewSnapshot{Name: "s"}))(t)
+	if shown := must(a.Snapshots(t.Context(), "v", false))(t); len(shown) != 1 || shown[0].Name != "s" {
+		t.Errorf("the default list shows %+v", shown)
+	}
+	if shown := must(a.Snapshots(t.Context(), "v", true))(t); len(shown) != 2 {
+		t.Errorf("the whole list shows %+v", shown)
+	}
+	if err := a.DeleteSnapshot(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	nothingTemporary(t, a)
+	if snapshots, marks := boundaries(t, a, "v"); len(snapshots)+len(marks) != 0 {
+		t.Errorf("snapshots %v, marks %v are left in the chain", snapshots, marks)
+	}
+}

@@ -63,7 +63,7 @@ func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (catalog.Target, err
 	if err != nil {
 		return catalog.Target{}, targetError(record, "open", err)
 	}
-	r, err := openOrInit(ctx, patient(store), n)
+	r, err := openOrInit(ctx, a.patient(store, n.Name), n)
 	if err != nil {
 		return catalog.Target{}, targetError(record, "open", err)
 	}
@@ -168,6 +168,7 @@ func (a *Agent) RemoveTarget(ctx context.Context, ref string) error {
 	if r != nil {
 		err = errors.Join(err, r.Close())
 	}
+	a.tidyAll() // The marks that its backups went by.
 	return err
 }
 
@@ -266,7 +267,7 @@ func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*rep
 	if err != nil {
 		return nil, err
 	}
-	r, err = repo.Open(ctx, patient(store), repo.Key{Passphrase: secret.Passphrase})
+	r, err = repo.Open(ctx, a.patient(store, record.Name), repo.Key{Passphrase: secret.Passphrase})
 	if err != nil {
 		return nil, err
 	}
@@ -347,8 +348,11 @@ func (a *Agent) closeTargets() error {
 }
 
 // patient is how the agent uses every store.
-func patient(s object.Store) object.Store {
-	return object.Retry(object.Limit(s, maxRequests), object.Policy{})
+func (a *Agent) patient(s object.Store, target string) object.Store {
+	notify := func(failure error, try int, pause time.Duration) {
+		a.log.Info("a target did not do what was asked: it is asked again", "target", target, "error", failure, "try", try, "pause", pause)
+	}
+	return object.Retry(object.Limit(s, maxRequests), object.Policy{Notify: notify})
 }
 
 // targetError says what could not be done with a target, why, and what to do.

@@ -49,7 +49,7 @@ func (a *Agent) verify(ctx context.Context, op *operation, t catalog.Target, b B
 		}
 		return targetError(t, "verify backup "+b.ID.String()+" in", err)
 	}
-	op.note(fmt.Sprintf("%d objects are there and whole; %d bytes of them were read and checked", report.Objects, report.Bytes))
+	op.note(fmt.Sprintf("the backup is whole; of its data %d frames with %d bytes were read and checked", report.Frames, report.Bytes))
 	return nil
 }
 
