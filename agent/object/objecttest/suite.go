@@ -279,7 +279,7 @@ func testManyNames(t *testing.T, s object.Store) {
 	if testing.Short() {
 		t.Skip("needs thousands of requests")
 	}
-	const count = 2100
+	const count = 1030
 	var names []string
 	for i := range count {
 		names = append(names, fmt.Sprintf("p/%02x/%05d", i>>8, i))
@@ -288,7 +288,7 @@ func testManyNames(t *testing.T, s object.Store) {
 	if got := list(t, s, "p/"); !slices.Equal(got, names) {
 		t.Errorf("List of %d objects: got %d, or in another order", count, len(got))
 	}
-	if got := list(t, s, "p/03/"); !slices.Equal(got, names[3<<8:4<<8]) {
+	if got := list(t, s, "p/02/"); !slices.Equal(got, names[2<<8:3<<8]) {
 		t.Errorf("List of 256 of the objects: got %d, or in another order", len(got))
 	}
 	missing := []string{"p/gone", "gone"}
