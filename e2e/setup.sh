@@ -10,6 +10,8 @@ needs=(
 	"curl curl"
 	"fio fio"
 	"fusermount3 fuse3"
+	"gcc gcc" # for the race detector
+	"/usr/include/stdlib.h libc6-dev"
 	"jq jq"
 	"losetup mount"
 	"memcached memcached"

@@ -1,0 +1,35 @@
+# build   bin/varve
+# test    everything, against real servers; installs them first (e2e/setup.sh)
+# check   what needs no server: a minute, before each commit
+# clean   what the above made
+#
+# STRICT=1 make test fails where a test would be skipped for want of a tool.
+
+GO ?= go
+
+# Where data races would do harm. The tests in e2e drive other processes, which
+# the race detector cannot see into.
+RACED := ./layers/... ./nbd/... ./fuse/... ./catalog/... ./agent/... ./cmd/...
+
+.PHONY: build test check lint setup clean
+
+build:
+	CGO_ENABLED=0 $(GO) build -trimpath -o bin/varve ./cmd/varve
+
+test: setup lint build
+	$(GO) test -race -timeout 25m $(RACED)
+	$(GO) test -timeout 25m ./e2e/...
+
+check: lint build
+	$(GO) test -race -short -timeout 10m $$($(GO) list $(RACED) | grep -v /agent/object/)
+
+lint:
+	$(GO) vet ./...
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs gofmt -l) && \
+	if [ -n "$$unformatted" ]; then echo "not in the form of gofmt:" $$unformatted; exit 1; fi
+
+setup:
+	e2e/setup.sh
+
+clean:
+	rm -rf bin .tools
