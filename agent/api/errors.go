@@ -55,11 +55,15 @@ type Error struct {
 }
 
 // Error is the message with the code and the request id, as OpenStack's client
-// prints it.
+// prints it; they end its first line.
 func (e *Error) Error() string {
-	s := fmt.Sprintf("%s (HTTP %d)", e.Message, e.Code)
+	first, rest, more := strings.Cut(e.Message, "\n")
+	s := fmt.Sprintf("%s (HTTP %d)", first, e.Code)
 	if e.RequestID != "" {
 		s += fmt.Sprintf(" (Request-ID: %s)", e.RequestID)
+	}
+	if more {
+		s += "\n" + rest
 	}
 	return s
 }

@@ -3,6 +3,8 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -137,6 +139,7 @@ func unquote(value string) (string, error) {
 // A passphraseSource is where the passphrase of a target comes from. Never
 // from the command line, which every process of the machine can read.
 type passphraseSource struct {
+	ctx    context.Context
 	file   string              // of --passphrase-file
 	getenv func(string) string // VARVE_PASSPHRASE
 	stdin  *os.File            // asked if it is a terminal
@@ -162,21 +165,19 @@ func (p passphraseSource) read(target string, isNew bool) (string, error) {
 		return secret, nil
 	}
 	if p.stdin == nil || !term.IsTerminal(int(p.stdin.Fd())) {
-		return "", usagef("target %s needs a passphrase: give --passphrase-file FILE or set VARVE_PASSPHRASE", target)
+		or := ""
+		if isNew {
+			or = "; or ask for --no-encryption"
+		}
+		return "", usagef("target %s needs a passphrase: give --passphrase-file FILE or set VARVE_PASSPHRASE%s", target, or)
 	}
 	return p.ask(target, isNew)
 }
 
 func (p passphraseSource) ask(target string, isNew bool) (string, error) {
-	prompt := func(text string) (string, error) {
-		fmt.Fprint(p.stderr, text)
-		secret, err := term.ReadPassword(int(p.stdin.Fd()))
-		fmt.Fprintln(p.stderr)
-		return string(secret), err
-	}
-	secret, err := prompt(fmt.Sprintf("Passphrase of target %s: ", target))
+	secret, err := p.prompt(fmt.Sprintf("Passphrase of target %s: ", target))
 	if err != nil {
-		return "", fmt.Errorf("read passphrase: %w", err)
+		return "", err
 	}
 	if secret == "" {
 		return "", usagef("the passphrase is empty")
@@ -184,14 +185,44 @@ func (p passphraseSource) ask(target string, isNew bool) (string, error) {
 	if !isNew {
 		return secret, nil
 	}
-	again, err := prompt("Once more: ")
+	again, err := p.prompt("Once more: ")
 	if err != nil {
-		return "", fmt.Errorf("read passphrase: %w", err)
+		return "", err
 	}
 	if again != secret {
 		return "", usagef("the two passphrases differ")
 	}
 	return secret, nil
+}
+
+// prompt reads a line from the terminal without an echo. Ctrl-C, which ends
+// ctx, gives the terminal its echo back; the read itself ends with the process.
+func (p passphraseSource) prompt(text string) (string, error) {
+	fd := int(p.stdin.Fd())
+	before, err := term.GetState(fd)
+	if err != nil {
+		return "", fmt.Errorf("read passphrase: %w", err)
+	}
+	type answer struct {
+		secret []byte
+		err    error
+	}
+	typed := make(chan answer, 1)
+	defer fmt.Fprintln(p.stderr)
+	go func() {
+		fmt.Fprint(p.stderr, text)
+		secret, err := term.ReadPassword(fd)
+		typed <- answer{secret, err}
+	}()
+	select {
+	case a := <-typed:
+		if a.err != nil {
+			return "", fmt.Errorf("read passphrase: %w", a.err)
+		}
+		return string(a.secret), nil
+	case <-p.ctx.Done():
+		return "", errors.Join(p.ctx.Err(), term.Restore(fd, before))
+	}
 }
 
 // readSecretFile reads a small regular file; a pipe will do as well.

@@ -179,7 +179,7 @@ func (c *call) directVerify(ref string) error {
 	return format{}.show(c.stdout, []field{
 		{"id", b.ID},
 		{"name", b.Name},
-		{"objects", report.Objects},
+		{"objects", report.Packs},
 		{"frames", report.Frames},
 		{"bytes", byteCount(report.Bytes)},
 	})

@@ -9,6 +9,7 @@ import (
 
 	"varve/agent"
 	"varve/agent/api"
+	"varve/agent/object"
 	"varve/agent/repo"
 )
 
@@ -44,14 +45,20 @@ func (p *program) report(err error) int {
 	case errors.As(err, &quiet):
 		return quiet.code
 	}
-	for i, line := range strings.Split(err.Error(), "\n") {
-		lead := "varve: "
-		if i > 0 {
-			lead = "  "
-		}
-		fmt.Fprintf(p.stderr, "%s%s\n", lead, printable(line))
+	code := exitCode(err)
+	if code == exitDetached {
+		err = errors.New("interrupted")
 	}
-	return exitCode(err)
+	p.complain("varve: ", err)
+	return code
+}
+
+// complain prints an error, of one line or more, behind a lead.
+func (p *program) complain(lead string, err error) {
+	for line := range strings.SplitSeq(err.Error(), "\n") {
+		fmt.Fprintf(p.stderr, "%s%s\n", lead, printable(line))
+		lead = "  "
+	}
 }
 
 // exitCode is the one place where an error becomes an exit code.
@@ -61,6 +68,7 @@ func exitCode(err error) int {
 		away    *api.DaemonAwayError
 		refused *api.Error
 		other   *agent.Error
+		store   *object.Error
 	)
 	switch {
 	case errors.As(err, &usage):
@@ -81,6 +89,8 @@ func exitCode(err error) int {
 		return exitNotFound
 	case errors.Is(err, fs.ErrExist):
 		return exitRefused
+	case errors.As(err, &store):
+		return exitUnavailable
 	}
 	return exitFailed
 }

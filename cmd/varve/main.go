@@ -224,7 +224,7 @@ func (c *call) output() (format, error) {
 
 // passphrases is where a passphrase comes from.
 func (c *call) passphrases() passphraseSource {
-	return passphraseSource{file: c.String("passphrase-file"), getenv: c.getenv, stdin: c.stdin, stderr: c.stderr}
+	return passphraseSource{ctx: c.ctx, file: c.String("passphrase-file"), getenv: c.getenv, stdin: c.stdin, stderr: c.stderr}
 }
 
 // onTerminal reports whether messages go to a terminal.

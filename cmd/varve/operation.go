@@ -152,7 +152,7 @@ func (c *call) each(kind, act string, try func(name string) error) error {
 		} else {
 			code = exitFailed
 		}
-		fmt.Fprintf(c.stderr, "Failed to %s %s with name or ID '%s': %s\n", act, kind, printable(name), printable(err.Error()))
+		c.complain(fmt.Sprintf("Failed to %s %s with name or ID '%s': ", act, kind, printable(name)), err)
 	}
 	if failed == 0 {
 		return nil

@@ -55,6 +55,11 @@ func (c *call) directRestore(ref, path string) error {
 // checkDestination refuses what a restore would destroy. It looks before the
 // target is asked for anything.
 func checkDestination(path string, force bool) error {
+	if info, err := os.Stat(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("restore to %s: the folder: %w", path, err)
+	} else if !info.IsDir() {
+		return usagef("restore to %s: %s is no folder", path, filepath.Dir(path))
+	}
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

@@ -54,7 +54,6 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"flip":     flipCommand,
 	"cut":      cutCommand,
 	"tmpfs":    tmpfsCommand,
-	"unmount":  unmountCommand,
 }
 
 // missing answers the conditions [tool:NAME], [root] and [fuse], on which
@@ -173,12 +172,6 @@ func tmpfsCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.MkdirAll(dir, 0o700))
 	ts.Check(unix.Mount("varve-test", dir, "tmpfs", 0, "size="+args[1]))
 	ts.Defer(func() { unix.Unmount(dir, unix.MNT_DETACH) })
-}
-
-// unmount DIR unmounts what a test has mounted.
-func unmountCommand(ts *testscript.TestScript, neg bool, args []string) {
-	takes(ts, neg, len(args) == 1, "unmount DIR")
-	ts.Check(unix.Unmount(ts.MkAbs(args[0]), 0))
 }
 
 func takes(ts *testscript.TestScript, neg, ok bool, usage string) {

@@ -42,7 +42,7 @@ func (c *call) targetAdd() error {
 	n := api.NewTarget{Name: c.args[0], URL: at, NoEncryption: c.Bool("no-encryption"), Credentials: env}
 	if !n.NoEncryption {
 		if n.Passphrase, err = c.passphrases().read(n.Name, true); err != nil {
-			return fmt.Errorf("%w; or ask for --no-encryption", err)
+			return err
 		}
 	}
 	t, err := client.AddTarget(c.ctx, n)
