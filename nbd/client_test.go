@@ -40,18 +40,18 @@ const (
 	ePERM, eIO, eINVAL, eNOSPC, eNOTSUP, eSHUTDOWN = 1, 5, 22, 28, 95, 108
 )
 
-// A client speaks the protocol in raw bytes. A method that meets something
+// A rawClient speaks the protocol in raw bytes. A method that meets something
 // unexpected ends the test.
-type client struct {
+type rawClient struct {
 	testing.TB
 	net.Conn
 	structured bool
 }
 
 // patience bounds every wait of a test for the server.
-const patience = 20 * time.Second
+const patience = 60 * time.Second
 
-func dial(t testing.TB, network, address string) *client {
+func dial(t testing.TB, network, address string) *rawClient {
 	t.Helper()
 	conn, err := net.Dial(network, address)
 	if err != nil {
@@ -59,11 +59,11 @@ func dial(t testing.TB, network, address string) *client {
 	}
 	t.Cleanup(func() { conn.Close() })
 	conn.SetDeadline(time.Now().Add(patience))
-	return &client{TB: t, Conn: conn}
+	return &rawClient{TB: t, Conn: conn}
 }
 
 // greet reads the greeting and sends client flags.
-func (c *client) greet(flags uint32) *client {
+func (c *rawClient) greet(flags uint32) *rawClient {
 	c.Helper()
 	p := c.read(18)
 	if magic, option := be64(p), be64(p[8:]); magic != wireServerMagic || option != wireOptionMagic {
@@ -74,7 +74,7 @@ func (c *client) greet(flags uint32) *client {
 }
 
 // send writes integers big endian, strings and byte slices as they are.
-func (c *client) send(parts ...any) {
+func (c *rawClient) send(parts ...any) {
 	c.Helper()
 	if _, err := c.Write(wire(parts...)); err != nil {
 		c.Fatalf("send: %v", err)
@@ -102,7 +102,7 @@ func wire(parts ...any) []byte {
 	return p
 }
 
-func (c *client) read(n int) []byte {
+func (c *rawClient) read(n int) []byte {
 	c.Helper()
 	p := make([]byte, n)
 	if m, err := io.ReadFull(c, p); err != nil {
@@ -112,7 +112,7 @@ func (c *client) read(n int) []byte {
 }
 
 // closed checks that the server sends nothing more and closes.
-func (c *client) closed() {
+func (c *rawClient) closed() {
 	c.Helper()
 	p := make([]byte, 1)
 	n, err := c.Conn.Read(p)
@@ -133,13 +133,13 @@ type optReply struct {
 	data []byte
 }
 
-func (c *client) option(option uint32, parts ...any) {
+func (c *rawClient) option(option uint32, parts ...any) {
 	c.Helper()
 	data := wire(parts...)
 	c.send(uint64(wireOptionMagic), option, uint32(len(data)), data)
 }
 
-func (c *client) optReply(option uint32) optReply {
+func (c *rawClient) optReply(option uint32) optReply {
 	c.Helper()
 	p := c.read(20)
 	if be64(p) != wireReplyMagic || be32(p[8:]) != option {
@@ -149,7 +149,7 @@ func (c *client) optReply(option uint32) optReply {
 }
 
 // ask sends an option and returns all its replies; the last is ACK or an error.
-func (c *client) ask(option uint32, parts ...any) []optReply {
+func (c *rawClient) ask(option uint32, parts ...any) []optReply {
 	c.Helper()
 	c.option(option, parts...)
 	var all []optReply
@@ -163,7 +163,7 @@ func (c *client) ask(option uint32, parts ...any) []optReply {
 }
 
 // refused asks and checks that the one answer is an error of this type.
-func (c *client) refused(want uint32, option uint32, parts ...any) {
+func (c *rawClient) refused(want uint32, option uint32, parts ...any) {
 	c.Helper()
 	all := c.ask(option, parts...)
 	if len(all) != 1 || all[0].kind != want {
@@ -172,7 +172,7 @@ func (c *client) refused(want uint32, option uint32, parts ...any) {
 }
 
 // acked asks and checks that the last answer is ACK.
-func (c *client) acked(option uint32, parts ...any) []optReply {
+func (c *rawClient) acked(option uint32, parts ...any) []optReply {
 	c.Helper()
 	all := c.ask(option, parts...)
 	if last := all[len(all)-1]; last.kind != repAck {
@@ -182,7 +182,7 @@ func (c *client) acked(option uint32, parts ...any) []optReply {
 }
 
 // inSync checks that the next option is answered properly.
-func (c *client) inSync() {
+func (c *rawClient) inSync() {
 	c.Helper()
 	c.refused(errUnsup, 0x7777)
 }
@@ -204,7 +204,7 @@ func metaArgs(name string, queries ...string) []byte {
 }
 
 // goTo begins transmission on an export and returns its size and flags.
-func (c *client) goTo(name string) (uint64, uint16) {
+func (c *rawClient) goTo(name string) (uint64, uint16) {
 	c.Helper()
 	for _, r := range c.acked(optGo, exportArgs(name)) {
 		if r.kind == repInfo && len(r.data) == 12 && be16(r.data) == 0 {
@@ -216,7 +216,7 @@ func (c *client) goTo(name string) (uint64, uint16) {
 }
 
 // transmission dials, and agrees on an export with simple replies.
-func (b *rig) transmission(t testing.TB, name string) *client {
+func (b *rig) transmission(t testing.TB, name string) *rawClient {
 	t.Helper()
 	c := b.dial(t).greet(3)
 	c.goTo(name)
@@ -225,7 +225,7 @@ func (b *rig) transmission(t testing.TB, name string) *client {
 
 // structuredTransmission is transmission with structured replies and
 // base:allocation.
-func (b *rig) structuredTransmission(t testing.TB, name string) *client {
+func (b *rig) structuredTransmission(t testing.TB, name string) *rawClient {
 	t.Helper()
 	c := b.dial(t).greet(3)
 	c.agreeStructured()
@@ -234,14 +234,14 @@ func (b *rig) structuredTransmission(t testing.TB, name string) *client {
 	return c
 }
 
-func (c *client) agreeStructured() {
+func (c *rawClient) agreeStructured() {
 	c.Helper()
 	c.acked(optStructured)
 	c.structured = true
 }
 
 // request sends a request; p is the payload of a WRITE.
-func (c *client) request(cmd, flags uint16, cookie, off uint64, n uint32, p ...byte) {
+func (c *rawClient) request(cmd, flags uint16, cookie, off uint64, n uint32, p ...byte) {
 	c.Helper()
 	c.send(requestBytes(cmd, flags, cookie, off, n), p)
 }
@@ -251,7 +251,7 @@ func requestBytes(cmd, flags uint16, cookie, off uint64, n uint32) []byte {
 }
 
 // simple reads the head of a simple reply.
-func (c *client) simple() (cookie uint64, errno uint32) {
+func (c *rawClient) simple() (cookie uint64, errno uint32) {
 	c.Helper()
 	p := c.read(16)
 	if be32(p) != wireSimpleMagic {
@@ -268,7 +268,7 @@ type chunk struct {
 	data   []byte
 }
 
-func (c *client) chunk() chunk {
+func (c *rawClient) chunk() chunk {
 	c.Helper()
 	p := c.read(20)
 	if be32(p) != wireStructuredMagic {
@@ -281,7 +281,7 @@ func (c *client) chunk() chunk {
 }
 
 // chunks reads chunks up to the one that is done.
-func (c *client) chunks(cookie uint64) []chunk {
+func (c *rawClient) chunks(cookie uint64) []chunk {
 	c.Helper()
 	var all []chunk
 	for {
@@ -308,7 +308,7 @@ func (k chunk) errno() uint32 {
 func (k chunk) text() string { return string(k.data[6 : 6+be16(k.data[4:])]) }
 
 // do sends a request and returns the error of its reply, which has no content.
-func (c *client) do(cmd, flags uint16, off uint64, n uint32, p ...byte) uint32 {
+func (c *rawClient) do(cmd, flags uint16, off uint64, n uint32, p ...byte) uint32 {
 	c.Helper()
 	const cookie = 0x0123456789abcdef
 	c.request(cmd, flags, cookie, off, n, p...)
@@ -328,7 +328,7 @@ func (c *client) do(cmd, flags uint16, off uint64, n uint32, p ...byte) uint32 {
 }
 
 // expect is do with a check of the error.
-func (c *client) expect(errno uint32, cmd, flags uint16, off uint64, n uint32, p ...byte) {
+func (c *rawClient) expect(errno uint32, cmd, flags uint16, off uint64, n uint32, p ...byte) {
 	c.Helper()
 	if got := c.do(cmd, flags, off, n, p...); got != errno {
 		c.Fatalf("command %d flags %#x [%d, +%d): error %d, want %d", cmd, flags, off, n, got, errno)
@@ -336,7 +336,7 @@ func (c *client) expect(errno uint32, cmd, flags uint16, off uint64, n uint32, p
 }
 
 // get reads a range, by simple or structured replies.
-func (c *client) get(off uint64, n uint32) []byte {
+func (c *rawClient) get(off uint64, n uint32) []byte {
 	c.Helper()
 	c.request(cmdRead, 0, 77, off, n)
 	if !c.structured {
@@ -350,7 +350,7 @@ func (c *client) get(off uint64, n uint32) []byte {
 
 // assemble puts the content of chunks together and checks that it covers the
 // range exactly.
-func (c *client) assemble(chunks []chunk, off uint64, n uint32) []byte {
+func (c *rawClient) assemble(chunks []chunk, off uint64, n uint32) []byte {
 	c.Helper()
 	p := make([]byte, n)
 	covered := uint64(0)
@@ -379,7 +379,7 @@ func (c *client) assemble(chunks []chunk, off uint64, n uint32) []byte {
 }
 
 // alive checks that the next request is answered properly.
-func (c *client) alive() {
+func (c *rawClient) alive() {
 	c.Helper()
 	c.expect(0, cmdFlush, 0, 0, 0)
 	c.get(0, 512)
@@ -402,7 +402,10 @@ const mainSize = 96 << 20
 
 // newRig serves "main" and the default export, which are one device, and
 // "ro", which is read-only and filled with 7s.
-func newRig(t testing.TB) *rig {
+func newRig(t testing.TB) *rig { return newRigWith(t, &nbd.Server{}) }
+
+// newRigWith is newRig with limits that are set already.
+func newRigWith(t testing.TB, server *nbd.Server) *rig {
 	b := &rig{main: nbdtest.NewMemory(mainSize)}
 	ro := nbdtest.NewMemory(1 << 20)
 	sevens := make([]byte, 1<<20)
@@ -415,12 +418,13 @@ func newRig(t testing.TB) *rig {
 		nbd.Export{Name: "main", Description: "a disk", Device: b.main},
 		nbd.Export{Name: "ro", Device: nbd.ReadOnly(ro), ReadOnly: true},
 	)
-	b.server = &nbd.Server{List: b.shelf.List, Open: b.shelf.Open}
+	b.server = server
+	b.server.List, b.server.Open = b.shelf.List, b.shelf.Open
 	b.path = serve(t, b.server)
 	return b
 }
 
-func (b *rig) dial(t testing.TB) *client {
+func (b *rig) dial(t testing.TB) *rawClient {
 	t.Helper()
 	return dial(t, "unix", b.path)
 }

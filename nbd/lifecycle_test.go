@@ -78,7 +78,7 @@ func TestShutdown(t *testing.T) {
 }
 
 // expectNext sends a request and checks the next reply.
-func (c *client) expectNext(errno uint32, cmd uint16, n uint32, p ...byte) {
+func (c *rawClient) expectNext(errno uint32, cmd uint16, n uint32, p ...byte) {
 	c.Helper()
 	c.request(cmd, 0, 3, 0, n, p...)
 	if cookie, got := c.simple(); cookie != 3 || got != errno {
@@ -195,7 +195,7 @@ func TestFloods(t *testing.T) {
 }
 
 // drain reads until the connection ends and returns the number of bytes.
-func drain(c *client) (n int) {
+func drain(c *rawClient) (n int) {
 	p := make([]byte, 64<<10)
 	for {
 		m, err := c.Conn.Read(p)
@@ -216,8 +216,7 @@ func TestClientThatReadsNothing(t *testing.T) {
 		"statuses": requestBytes(cmdStatus, 0, 1, 0, mainSize),
 	} {
 		t.Run(name, func(t *testing.T) {
-			b := newRig(t)
-			b.server.InFlight = 4 << 20
+			b := newRigWith(t, &nbd.Server{InFlight: 4 << 20})
 			b.main.WriteAt(pattern(1, 1<<20), 0)
 			c := b.structuredTransmission(t, "main")
 			many := bytes.Repeat(request, 10_000)
@@ -250,7 +249,8 @@ func TestClientThatReadsNothing(t *testing.T) {
 // reads a reply, when that fits the bound in flight.
 func TestAllRequestsBeforeTheFirstReply(t *testing.T) {
 	b := newRig(t)
-	b.main.WriteAt(pattern(1, 16<<20), 0)
+	want := pattern(1, 16<<20)
+	b.main.WriteAt(want, 0)
 	c := b.transmission(t, "main")
 	for i := range uint64(40) {
 		c.send(requestBytes(cmdRead, 0, i, i<<18, 1<<18))
@@ -317,7 +317,7 @@ func TestNoAllocationPerRequest(t *testing.T) {
 	}
 	b := newRig(t)
 	b.main.WriteAt(pattern(1, 1<<20), 0)
-	for name, c := range map[string]*client{"simple": b.transmission(t, "main"), "structured": b.structuredTransmission(t, "main")} {
+	for name, c := range map[string]*rawClient{"simple": b.transmission(t, "main"), "structured": b.structuredTransmission(t, "main")} {
 		reads := bytes.Repeat(requestBytes(cmdRead, 0, 1, 4096, 4096), 16)
 		writes := bytes.Repeat(append(requestBytes(cmdWrite, 0, 1, 4096, 4096), pattern(1, 4096)...), 16)
 		replies := make([]byte, 16*(16+4096)+16*16)
@@ -338,7 +338,7 @@ func TestNoAllocationPerRequest(t *testing.T) {
 	}
 }
 
-func readFull(c *client, p []byte) {
+func readFull(c *rawClient, p []byte) {
 	for len(p) > 0 {
 		n, err := c.Conn.Read(p)
 		if err != nil {

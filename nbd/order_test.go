@@ -118,7 +118,7 @@ func TestOverlappingRequestsKeepTheirOrder(t *testing.T) {
 
 // structuredOrSimple reads replies until one is whole, gathers its chunks, and
 // returns its cookie.
-func (c *client) structuredOrSimple(got map[uint64][]chunk) uint64 {
+func (c *rawClient) structuredOrSimple(got map[uint64][]chunk) uint64 {
 	c.Helper()
 	for {
 		head := c.read(16)
@@ -239,7 +239,7 @@ func TestBlockedRequestsDoNotHoldUpOthers(t *testing.T) {
 }
 
 // expectOther sends a request and checks that its reply is the next one.
-func (c *client) expectOther(cmd uint16, off uint64, n uint32, p ...byte) {
+func (c *rawClient) expectOther(cmd uint16, off uint64, n uint32, p ...byte) {
 	c.Helper()
 	c.request(cmd, 0, 1000, off, n, p...)
 	if cookie, errno := c.simple(); cookie != 1000 || errno != 0 {

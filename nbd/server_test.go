@@ -83,7 +83,7 @@ func serveOn(t testing.TB, server *nbd.Server, network, address string) net.Addr
 		t.Fatal(err)
 	}
 	if server.Log == nil {
-		server.Log = slog.New(slog.DiscardHandler)
+		server.Log = discard
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan error, 1)
@@ -98,3 +98,5 @@ func serveOn(t testing.TB, server *nbd.Server, network, address string) net.Addr
 	})
 	return l.Addr()
 }
+
+var discard = slog.New(slog.DiscardHandler)

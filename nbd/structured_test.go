@@ -17,9 +17,9 @@ func TestStructuredReplies(t *testing.T) {
 	b := newRig(t)
 	for _, s := range []struct {
 		id   string
-		test func(t *testing.T, c *client)
+		test func(t *testing.T, c *rawClient)
 	}{
-		{"S01 chunks cover the range, the last is done", func(t *testing.T, c *client) {
+		{"S01 chunks cover the range, the last is done", func(t *testing.T, c *rawClient) {
 			want := pattern(1, 1<<20)
 			c.expect(0, cmdWrite, 0, 0, 1<<20, want...)
 			for _, n := range []uint32{1, 512, 4096, 64 << 10, 64<<10 + 1, 1 << 20} {
@@ -28,7 +28,7 @@ func TestStructuredReplies(t *testing.T) {
 				}
 			}
 		}},
-		{"S02 S03 an error is a chunk with a message", func(t *testing.T, c *client) {
+		{"S02 S03 an error is a chunk with a message", func(t *testing.T, c *rawClient) {
 			c.request(cmdRead, 0, 5, mainSize, 512)
 			k := c.chunk()
 			if k.kind != chunkError || !k.done || k.errno() != eINVAL || k.text() == "" {
@@ -36,7 +36,7 @@ func TestStructuredReplies(t *testing.T) {
 			}
 			c.alive()
 		}},
-		{"S04 DF gives one content chunk", func(t *testing.T, c *client) {
+		{"S04 DF gives one content chunk", func(t *testing.T, c *rawClient) {
 			c.expect(0, cmdTrim, 0, 0, mainSize)
 			c.expect(0, cmdWrite, 0, 1<<20, 4096, pattern(2, 4096)...)
 			for _, n := range []uint32{512, 4 << 20} {
@@ -53,7 +53,7 @@ func TestStructuredReplies(t *testing.T) {
 				}
 			}
 		}},
-		{"S05 zeros are holes, in large and in small reads", func(t *testing.T, c *client) {
+		{"S05 zeros are holes, in large and in small reads", func(t *testing.T, c *rawClient) {
 			c.expect(0, cmdTrim, 0, 0, mainSize)
 			c.expect(0, cmdWrite, 0, 1<<20, 64<<10, pattern(3, 64<<10)...)
 			c.expect(0, cmdZeroes, 0, 1<<20+32<<10, 16<<10)
@@ -79,7 +79,7 @@ func TestStructuredReplies(t *testing.T) {
 				t.Errorf("a small read of zeros: chunk %d", k.kind)
 			}
 		}},
-		{"S06 an unknown flag on READ", func(t *testing.T, c *client) {
+		{"S06 an unknown flag on READ", func(t *testing.T, c *rawClient) {
 			c.request(cmdRead, 1<<9, 5, 0, 512)
 			if k := c.chunk(); k.errno() != eINVAL || !k.done {
 				t.Errorf("%+v", k)
@@ -141,7 +141,7 @@ func TestReadThatFailsHalfWay(t *testing.T) {
 	c.expectRead(0, 100)
 }
 
-func (c *client) expectRead(off uint64, n uint32) {
+func (c *rawClient) expectRead(off uint64, n uint32) {
 	c.Helper()
 	if !bytes.Equal(c.get(off, n), pattern(1, 1<<20)[off:off+uint64(n)]) {
 		c.Errorf("READ [%d, +%d): other bytes", off, n)
@@ -163,7 +163,7 @@ func (d *brokenAt) ReadAt(p []byte, off int64) (int, error) {
 }
 
 // status asks for BLOCK_STATUS and returns length and state of each extent.
-func (c *client) status(flags uint16, off uint64, n uint32) [][2]uint32 {
+func (c *rawClient) status(flags uint16, off uint64, n uint32) [][2]uint32 {
 	c.Helper()
 	c.request(cmdStatus, flags, 6, off, n)
 	chunks := c.chunks(6)

@@ -2,7 +2,9 @@ package nbd_test
 
 import (
 	"bytes"
+	"fmt"
 	"math"
+	"math/rand/v2"
 	"sync"
 	"testing"
 	"time"
@@ -49,11 +51,11 @@ func TestTransmission(t *testing.T) {
 	b := newRig(t)
 	for _, mode := range []struct {
 		name string
-		dial func(testing.TB, string) *client
+		dial func(testing.TB, string) *rawClient
 	}{{"simple", b.transmission}, {"structured", b.structuredTransmission}} {
 		for _, c := range transmissionStatements {
 			t.Run(mode.name+"/"+c.id, func(t *testing.T) {
-				open := func() *client { return mode.dial(t, "main") }
+				open := func() *rawClient { return mode.dial(t, "main") }
 				c.test(t, open(), open)
 			})
 		}
@@ -65,16 +67,16 @@ func TestTransmission(t *testing.T) {
 
 var transmissionStatements = []struct {
 	id   string
-	test func(t *testing.T, c *client, open func() *client)
+	test func(t *testing.T, c *rawClient, open func() *rawClient)
 }{
-	{"T01 write then read back", func(t *testing.T, c *client, _ func() *client) {
+	{"T01 write then read back", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		want := pattern(1, 10_000)
 		c.expect(0, cmdWrite, 0, 12_345, 10_000, want...)
 		if !bytes.Equal(c.get(12_345, 10_000), want) {
 			t.Error("read back other bytes")
 		}
 	}},
-	{"T02 64 pipelined reads are answered once each", func(t *testing.T, c *client, _ func() *client) {
+	{"T02 64 pipelined reads are answered once each", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		want := pattern(2, 64*4096)
 		c.expect(0, cmdWrite, 0, 0, 64*4096, want...)
 		var all []byte
@@ -84,20 +86,20 @@ var transmissionStatements = []struct {
 		c.send(all)
 		c.readMany(t, 64, func(cookie uint64) (uint64, uint32) { return cookie * 4096, 4096 }, want)
 	}},
-	{"T03 one cookie twice in flight", func(t *testing.T, c *client, _ func() *client) {
+	{"T03 one cookie twice in flight", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.send(requestBytes(cmdRead, 0, 9, 0, 512), requestBytes(cmdRead, 0, 9, 0, 512))
 		for range 2 {
 			c.readOne(9, 0, 512)
 		}
 		c.alive()
 	}},
-	{"T04 T05 reads past and across the end", func(t *testing.T, c *client, _ func() *client) {
+	{"T04 T05 reads past and across the end", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(eINVAL, cmdRead, 0, mainSize, 1)
 		c.expect(eINVAL, cmdRead, 0, mainSize+4096, 4096)
 		c.expect(eINVAL, cmdRead, 0, mainSize-512, 1024)
 		c.alive()
 	}},
-	{"T06 write past the end", func(t *testing.T, c *client, _ func() *client) {
+	{"T06 write past the end", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		before := c.get(mainSize-512, 512)
 		c.expect(eNOSPC, cmdWrite, 0, mainSize, 4096, make([]byte, 4096)...)
 		c.expect(eNOSPC, cmdWrite, 0, mainSize-512, 1024, pattern(1, 1024)...)
@@ -107,7 +109,7 @@ var transmissionStatements = []struct {
 		}
 		c.alive()
 	}},
-	{"T07 offsets that wrap around", func(t *testing.T, c *client, _ func() *client) {
+	{"T07 offsets that wrap around", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		for _, off := range []uint64{math.MaxUint64, math.MaxUint64 - 511, 1 << 63, math.MaxInt64, math.MaxInt64 - 511} {
 			c.expect(eINVAL, cmdRead, 0, off, 1024)
 			c.expect(eINVAL, cmdTrim, 0, off, 1024)
@@ -116,21 +118,21 @@ var transmissionStatements = []struct {
 		}
 		c.alive()
 	}},
-	{"T08 T09 unknown commands, with a length and without", func(t *testing.T, c *client, _ func() *client) {
+	{"T08 T09 unknown commands, with a length and without", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		for _, cmd := range []uint16{8, 9, 100, 0xffff} {
 			c.expect(eINVAL, cmd, 0, 0, 0)
 			c.expect(eINVAL, cmd, 0, 0, 4096)
 		}
 		c.alive()
 	}},
-	{"T10 T11 unknown command flags", func(t *testing.T, c *client, _ func() *client) {
+	{"T10 T11 unknown command flags", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		for bit := 5; bit < 16; bit++ {
 			c.expect(eINVAL, cmdRead, 1<<bit, 0, 512)
 			c.expect(eINVAL, cmdWrite, 1<<bit, 0, 4, 1, 2, 3, 4)
 		}
 		c.alive()
 	}},
-	{"T12 flags of other commands", func(t *testing.T, c *client, _ func() *client) {
+	{"T12 flags of other commands", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		for cmd, flags := range map[uint16][]uint16{
 			cmdRead:   {fNoHole, fReqOne, fFast},
 			cmdWrite:  {fNoHole, fDF, fReqOne, fFast},
@@ -146,19 +148,19 @@ var transmissionStatements = []struct {
 		}
 		c.alive()
 	}},
-	{"T13 DF without structured replies", func(t *testing.T, c *client, _ func() *client) {
+	{"T13 DF without structured replies", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		if !c.structured {
 			c.expect(eINVAL, cmdRead, fDF, 0, 512)
 		}
 		c.alive()
 	}},
-	{"T14 T15 FLUSH, with any offset and length", func(t *testing.T, c *client, _ func() *client) {
+	{"T14 T15 FLUSH, with any offset and length", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdFlush, 0, 0, 0)
 		c.expect(0, cmdFlush, 0, 4096, 4096)
 		c.expect(0, cmdFlush, 0, math.MaxUint64, math.MaxUint32)
 		c.alive()
 	}},
-	{"T16 T17 FUA on every command", func(t *testing.T, c *client, _ func() *client) {
+	{"T16 T17 FUA on every command", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdWrite, fFUA, 0, 512, pattern(3, 512)...)
 		c.send(requestBytes(cmdRead, fFUA, 3, 0, 512))
 		if !bytes.Equal(c.readOne(3, 0, 512), pattern(3, 512)) {
@@ -170,12 +172,12 @@ var transmissionStatements = []struct {
 		c.expect(0, cmdCache, fFUA, 0, 4096)
 		c.alive()
 	}},
-	{"T18 T19 TRIM of all, and past the end", func(t *testing.T, c *client, _ func() *client) {
+	{"T18 T19 TRIM of all, and past the end", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdTrim, 0, 0, mainSize)
 		c.expect(eINVAL, cmdTrim, 0, mainSize-4096, 8192)
 		c.alive()
 	}},
-	{"T20 T21 WRITE_ZEROES of 3000 bytes keeps the neighbours", func(t *testing.T, c *client, _ func() *client) {
+	{"T20 T21 WRITE_ZEROES of 3000 bytes keeps the neighbours", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		want := pattern(4, 16<<10)
 		c.expect(0, cmdWrite, 0, 0, 16<<10, want...)
 		c.expect(0, cmdZeroes, 0, 5000, 3000)
@@ -184,37 +186,37 @@ var transmissionStatements = []struct {
 			t.Error("WRITE_ZEROES left other bytes")
 		}
 	}},
-	{"T22 WRITE_ZEROES with NO_HOLE", func(t *testing.T, c *client, _ func() *client) {
+	{"T22 WRITE_ZEROES with NO_HOLE", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdWrite, 0, 0, 4096, pattern(5, 4096)...)
 		c.expect(0, cmdZeroes, fNoHole, 0, 1<<20+1)
 		if !bytes.Equal(c.get(0, 4096), make([]byte, 4096)) {
 			t.Error("bytes are left")
 		}
 	}},
-	{"T23 FAST_ZERO", func(t *testing.T, c *client, _ func() *client) {
+	{"T23 FAST_ZERO", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdZeroes, fFast, 0, 1<<20)
 		c.expect(eNOTSUP, cmdZeroes, fFast|fNoHole, 0, 1<<20)
 		c.alive()
 	}},
-	{"T24 WRITE_ZEROES past the end", func(t *testing.T, c *client, _ func() *client) {
+	{"T24 WRITE_ZEROES past the end", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(eNOSPC, cmdZeroes, 0, mainSize-4096, 8192)
 		c.alive()
 	}},
-	{"T25 WRITE_ZEROES of 64 MiB", func(t *testing.T, c *client, _ func() *client) {
+	{"T25 WRITE_ZEROES of 64 MiB", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdWrite, 0, 64<<20-5, 10, pattern(6, 10)...)
 		c.expect(0, cmdZeroes, 0, 0, 64<<20)
 		if want := append(make([]byte, 5), pattern(6, 10)[5:]...); !bytes.Equal(c.get(64<<20-5, 10), want) {
 			t.Error("the end of the range is wrong")
 		}
 	}},
-	{"T26 CACHE", func(t *testing.T, c *client, _ func() *client) {
+	{"T26 CACHE", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdCache, 0, 0, mainSize)
 		c.expect(0, cmdCache, 0, 12_345, 6789)
 		c.expect(eINVAL, cmdCache, 1<<9, 0, 4096)
 		c.expect(eINVAL, cmdCache, 0, mainSize, 1)
 		c.alive()
 	}},
-	{"T27 T28 requests of length zero", func(t *testing.T, c *client, _ func() *client) {
+	{"T27 T28 requests of length zero", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.send(requestBytes(cmdRead, 0, 4, 0, 0))
 		c.readOne(4, 0, 0)
 		c.expect(0, cmdWrite, 0, 0, 0)
@@ -223,19 +225,19 @@ var transmissionStatements = []struct {
 		c.expect(0, cmdCache, 0, 0, 0)
 		c.alive()
 	}},
-	{"T29 a wrong request magic is a hard disconnect", func(t *testing.T, c *client, open func() *client) {
+	{"T29 a wrong request magic is a hard disconnect", func(t *testing.T, c *rawClient, open func() *rawClient) {
 		p := requestBytes(cmdRead, 0, 1, 0, 512)
 		p[0]++
 		c.send(p)
 		c.closed()
 		open().alive()
 	}},
-	{"T30 DISC has no reply", func(t *testing.T, c *client, open func() *client) {
+	{"T30 DISC has no reply", func(t *testing.T, c *rawClient, open func() *rawClient) {
 		c.send(requestBytes(cmdDisc, 0, 1, 0, 0))
 		c.closed()
 		open().alive()
 	}},
-	{"T31 requests in flight are answered before DISC closes", func(t *testing.T, c *client, _ func() *client) {
+	{"T31 requests in flight are answered before DISC closes", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		want := pattern(7, 16<<20)
 		c.expect(0, cmdWrite, 0, 0, 16<<20, want...)
 		var all []byte
@@ -246,27 +248,27 @@ var transmissionStatements = []struct {
 		c.readMany(t, 16, func(cookie uint64) (uint64, uint32) { return cookie << 20, 1 << 20 }, want)
 		c.closed()
 	}},
-	{"T32 32 MiB in one request", func(t *testing.T, c *client, _ func() *client) {
+	{"T32 32 MiB in one request", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		want := pattern(8, 32<<20)
 		c.expect(0, cmdWrite, 0, 1, 32<<20, want...)
 		if !bytes.Equal(c.get(1, 32<<20), want) {
 			t.Error("read back other bytes")
 		}
 	}},
-	{"T33 T34 more than 32 MiB in one request", func(t *testing.T, c *client, _ func() *client) {
+	{"T33 T34 more than 32 MiB in one request", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(eINVAL, cmdRead, 0, 0, 64<<20)
 		c.expect(eINVAL, cmdRead, 0, 0, 32<<20+1)
 		c.expect(eINVAL, cmdWrite, 0, 0, 64<<20, make([]byte, 64<<20)...)
 		c.alive()
 	}},
-	{"T35 single bytes at odd offsets", func(t *testing.T, c *client, _ func() *client) {
+	{"T35 single bytes at odd offsets", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdWrite, 0, 4095, 3, 1, 2, 3)
 		c.expect(0, cmdWrite, 0, 4096, 1, 9)
 		if got := c.get(4095, 3); !bytes.Equal(got, []byte{1, 9, 3}) {
 			t.Errorf("got %v", got)
 		}
 	}},
-	{"T36 abrupt close in a write", func(t *testing.T, c *client, open func() *client) {
+	{"T36 abrupt close in a write", func(t *testing.T, c *rawClient, open func() *rawClient) {
 		c.expect(0, cmdWrite, 0, 0, 1<<20, pattern(9, 1<<20)...)
 		for _, n := range []uint32{4096, 1 << 20} {
 			d := open()
@@ -278,7 +280,7 @@ var transmissionStatements = []struct {
 		}
 		open().alive()
 	}},
-	{"T37 16 connections at once", func(t *testing.T, _ *client, open func() *client) {
+	{"T37 16 connections at once", func(t *testing.T, _ *rawClient, open func() *rawClient) {
 		var all sync.WaitGroup
 		for i := range uint64(16) {
 			c := open()
@@ -299,7 +301,7 @@ var transmissionStatements = []struct {
 		}
 		all.Wait()
 	}},
-	{"T38 write and flush on A are seen on B at once", func(t *testing.T, a *client, open func() *client) {
+	{"T38 write and flush on A are seen on B at once", func(t *testing.T, a *rawClient, open func() *rawClient) {
 		b := open()
 		for i := range int64(20) {
 			a.expect(0, cmdWrite, 0, 0, 4096, pattern(i, 4096)...)
@@ -309,7 +311,7 @@ var transmissionStatements = []struct {
 			}
 		}
 	}},
-	{"T39 a request byte by byte", func(t *testing.T, c *client, _ func() *client) {
+	{"T39 a request byte by byte", func(t *testing.T, c *rawClient, _ func() *rawClient) {
 		c.expect(0, cmdWrite, 0, 0, 512, pattern(10, 512)...)
 		for _, one := range append(requestBytes(cmdWrite, 0, 7, 8, 3), 1, 2, 3) {
 			c.send([]byte{one})
@@ -326,7 +328,7 @@ var transmissionStatements = []struct {
 			t.Error("read back other bytes")
 		}
 	}},
-	{"T40 64 replies of 256 KiB that nobody reads for a while", func(t *testing.T, c *client, open func() *client) {
+	{"T40 64 replies of 256 KiB that nobody reads for a while", func(t *testing.T, c *rawClient, open func() *rawClient) {
 		want := pattern(11, 16<<20)
 		c.expect(0, cmdWrite, 0, 0, 16<<20, want...)
 		for i := range uint64(64) {
@@ -339,7 +341,7 @@ var transmissionStatements = []struct {
 }
 
 // readOne reads the reply to one READ in either shape.
-func (c *client) readOne(cookie, off uint64, n uint32) []byte {
+func (c *rawClient) readOne(cookie, off uint64, n uint32) []byte {
 	c.Helper()
 	if c.structured {
 		return c.assemble(c.chunks(cookie), off, n)
@@ -353,7 +355,7 @@ func (c *client) readOne(cookie, off uint64, n uint32) []byte {
 
 // readMany reads the replies to count READs in any order and compares them with
 // the bytes of want at the range that belongs to a cookie.
-func (c *client) readMany(t *testing.T, count int, ranges func(cookie uint64) (uint64, uint32), want []byte) {
+func (c *rawClient) readMany(t *testing.T, count int, ranges func(cookie uint64) (uint64, uint32), want []byte) {
 	t.Helper()
 	got := map[uint64][]chunk{}
 	answered := map[uint64]bool{}
@@ -386,14 +388,11 @@ func (c *client) readMany(t *testing.T, count int, ranges func(cookie uint64) (u
 	}
 }
 
-// pattern makes n bytes, none of them zero, that depend on s.
+// pattern makes n random bytes that depend on s alone; a longer pattern begins
+// with a shorter one.
 func pattern(s, n int64) []byte {
 	p := make([]byte, n)
-	x := uint64(s)*0x9e3779b97f4a7c15 + 1
-	for i := range p {
-		x = x*6364136223846793005 + 1442695040888963407
-		p[i] = byte(x>>56) | 1
-	}
+	rand.NewChaCha8([32]byte(fmt.Appendf(nil, "%032x", s)[:32])).Read(p)
 	return p
 }
 

@@ -6,6 +6,7 @@ import (
 	"bytes"
 	"errors"
 	"flag"
+	"fmt"
 	"io"
 	"math/rand/v2"
 	"sync"
@@ -336,14 +337,11 @@ func dataBytes(t *testing.T, d nbd.Device, off, n int64) (sum int64) {
 	return sum
 }
 
-// pattern makes n bytes, none of them zero, that depend on s.
+// pattern makes n random bytes that depend on s alone; a longer pattern begins
+// with a shorter one.
 func pattern(s, n int64) []byte {
 	p := make([]byte, n)
-	x := uint64(s)*0x9e3779b97f4a7c15 + 1
-	for i := range p {
-		x = x*6364136223846793005 + 1442695040888963407
-		p[i] = byte(x>>56) | 1
-	}
+	rand.NewChaCha8([32]byte(fmt.Appendf(nil, "%032x", s)[:32])).Read(p)
 	return p
 }
 
