@@ -13,8 +13,11 @@ RACED := ./layers/... ./nbd/... ./fuse/... ./catalog/... ./agent/... ./cmd/...
 
 .PHONY: build test check lint setup clean
 
+# The version that the program says it has is git's, where git knows one.
+VCS := $(if $(shell git describe --always 2>/dev/null),auto,false)
+
 build:
-	CGO_ENABLED=0 $(GO) build -trimpath -o bin/varve ./cmd/varve
+	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/varve ./cmd/varve
 
 test: setup lint build
 	$(GO) test -race -timeout 25m $(RACED)

@@ -28,7 +28,7 @@ needs=(
 	"swift-proxy-server swift-proxy"
 	"keystone-manage python3-keystone"
 	"/usr/lib/python3/dist-packages/keystonemiddleware python3-keystonemiddleware"
-	"/usr/lib/python3/dist-packages/memcache python3-memcache"
+	"/usr/lib/python3/dist-packages/memcache.py python3-memcache"
 )
 
 PATH=$PATH:/usr/sbin:/sbin
