@@ -27,7 +27,7 @@ func (w *writer) compact(ctx context.Context) error {
 	if w.parent == nil {
 		return nil
 	}
-	budget := rootBudget * max(1, float64(w.job.Source.Size())/tebibyte)
+	budget := float64(w.repo.rootBudget) * max(1, float64(w.job.Source.Size())/tebibyte)
 	touched := make(map[int64]bool, len(w.updates))
 	for _, u := range w.updates {
 		touched[u.first] = true

@@ -38,7 +38,8 @@ type Job struct {
 
 // Create makes a backup and returns once it is durable. After an error there
 // is no backup, and what had been stored for it is removed again as far as
-// the store allows. Errors: ErrParentGone; fs.ErrExist if the volume has a
+// the store allows; only if the last write fails, of the root, packs are left
+// for pruning, since the store may still be about to obey. Errors: ErrParentGone; fs.ErrExist if the volume has a
 // backup of that ID; those of the source and of the store.
 //
 // Only the blocks that Changes names are read. The order is session, packs,
@@ -179,7 +180,11 @@ func (w *writer) prepareKey(ctx context.Context) (err error) {
 // commit puts the root.
 func (w *writer) commit(ctx context.Context) (Backup, error) {
 	defer w.session.close()
-	if err := w.session.check(); err != nil {
+	err := w.session.check()
+	if err == nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
 		w.undo(ctx)
 		return Backup{}, err
 	}

@@ -75,7 +75,7 @@ func parseSession(name string) (backup layers.ID, n int64, ok bool) {
 		return backup, 0, false
 	}
 	n, err = strconv.ParseInt(text[37:], 10, 64)
-	return backup, n, err == nil && n >= 0
+	return backup, n, err == nil && sessionName(backup, n) == name
 }
 
 // A rootName is what the name of a root says.
@@ -104,8 +104,10 @@ func parseVolumeName(name string) (volumeName, bool) {
 		return volumeName{}, false
 	}
 	volume, err := layers.ParseID(parts[1])
-	return volumeName{volume, parts[2], parts[3]}, err == nil
+	return volumeName{volume, parts[2], parts[3]}, err == nil && volume.String() == parts[1]
 }
+
+func (n volumeName) String() string { return volumePrefix(n.volume) + n.kind + "/" + n.rest }
 
 func (n volumeName) root() (rootName, bool) {
 	if n.kind != "b" || len(n.rest) != 16+1+16+1+36 || n.rest[16] != '-' || n.rest[33] != '-' {
@@ -114,7 +116,8 @@ func (n volumeName) root() (rootName, bool) {
 	epoch, err1 := strconv.ParseUint(n.rest[:16], 16, 64)
 	seq, err2 := strconv.ParseUint(n.rest[17:33], 16, 64)
 	backup, err3 := layers.ParseID(n.rest[34:])
-	return rootName{n.volume, epoch, seq, backup}, err1 == nil && err2 == nil && err3 == nil
+	root := rootName{n.volume, epoch, seq, backup}
+	return root, err1 == nil && err2 == nil && err3 == nil && root.String() == n.String()
 }
 
 func (n volumeName) tombstone() (layers.ID, bool) {
@@ -122,7 +125,7 @@ func (n volumeName) tombstone() (layers.ID, bool) {
 		return layers.ID{}, false
 	}
 	id, err := layers.ParseID(n.rest)
-	return id, err == nil
+	return id, err == nil && id.String() == n.rest
 }
 
 func (n volumeName) key() (keyRef, bool) {
@@ -131,5 +134,6 @@ func (n volumeName) key() (keyRef, bool) {
 	}
 	epoch, err1 := strconv.ParseUint(n.rest[:16], 16, 32)
 	id, err2 := strconv.ParseUint(n.rest[17:], 16, 64)
-	return keyRef{n.volume, uint32(epoch), id}, err1 == nil && err2 == nil
+	ref := keyRef{n.volume, uint32(epoch), id}
+	return ref, err1 == nil && err2 == nil && volumeKeyName(ref) == n.String()
 }

@@ -66,6 +66,7 @@ type Repo struct {
 	end  context.CancelCauseFunc
 
 	packTarget int // bytes; packTarget unless a test wants small packs
+	rootBudget int // bytes; rootBudget unless a test wants small roots
 }
 
 // Init makes a repository in the store and opens it. A store that already has
@@ -172,7 +173,7 @@ func newRepo(s object.Store, h *head, master [32]byte) *Repo {
 	return &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
 		index: newIndex(), cache: newCache(cacheBytes), fetches: make(chan struct{}, fetchesMax),
-		life: life, end: end, packTarget: packTarget,
+		life: life, end: end, packTarget: packTarget, rootBudget: rootBudget,
 	}
 }
 

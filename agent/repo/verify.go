@@ -121,17 +121,19 @@ func (v *verify) run(ctx context.Context, id layers.ID) (err error) {
 	return nil
 }
 
-// leafPacks checks the objects that hold nothing but leaves.
+// leafPacks checks the objects that hold leaves.
 func (v *verify) leafPacks(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(restoreFetches)
 	for _, pack := range v.root.spans.packs {
-		if pack.where != inLeaves {
-			continue // it is checked for its frames
-		}
+		ref := packRef{pack.id, pack.key}
 		g.Go(func() error {
+			if pack.where == inData {
+				_, err := v.pack(ctx, ref)
+				return v.note(err)
+			}
 			var p checkedPack
-			return v.note(p.read(ctx, v.repo, pack.where, packRef{pack.id, pack.key}, v.options.Level >= Map))
+			return v.note(p.read(ctx, v.repo, pack.where, ref, v.options.Level >= Map))
 		})
 	}
 	return g.Wait()
