@@ -147,9 +147,6 @@ func (a *Agent) Close() error {
 	return err
 }
 
-// Folder is the state folder.
-func (a *Agent) Folder() string { return a.config.State }
-
 // view runs f on one state of the catalog.
 func (a *Agent) view(f func(*catalog.Tx) error) error { return afterClose(a.catalog.View(f)) }
 

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"varve/catalog"
 	"varve/layers"
@@ -122,6 +123,17 @@ func TestReasonsOfErrors(t *testing.T) {
 	}
 	if cause := errors.New("c"); !errors.Is(fail(Invalid, "x: %w", cause), cause) {
 		t.Error("an Error hides its cause")
+	}
+}
+
+func TestReasonsAreShortened(t *testing.T) {
+	for _, text := range []string{"", "short", strings.Repeat("x", maxReason)} {
+		if got := shorten(text); got != text {
+			t.Errorf("%d bytes became %d", len(text), len(got))
+		}
+	}
+	if got := shorten(strings.Repeat("ü", maxReason)); len(got) > maxReason+len("…") || !utf8.ValidString(got) {
+		t.Errorf("%d bytes, valid %v", len(got), utf8.ValidString(got))
 	}
 }
 

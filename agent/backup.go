@@ -127,7 +127,7 @@ func (a *Agent) DeleteBackup(ctx context.Context, ref string, force bool) (catal
 				return catalog.Backups.Delete(tx, b.ID)
 			}
 			return change(tx, catalog.Backups, b.ID, func(b *catalog.Backup) {
-				b.Status, b.FailReason, b.Updated = catalog.ErrorDeleting, err.Error(), time.Now().UTC()
+				b.Status, b.FailReason, b.Updated = catalog.ErrorDeleting, shorten(err.Error()), time.Now().UTC()
 			})
 		},
 		release: func() {

@@ -3,9 +3,8 @@ package agent
 import (
 	"context"
 	"errors"
-	"io"
-	"iter"
 	"slices"
+	"strings"
 	"time"
 
 	"varve/agent/repo"
@@ -296,7 +295,7 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 
 // changesSinceParent chooses the parent and returns where the volume changed
 // since. If there is none to go by, why says so.
-func (c *creation) changesSinceParent() (changes closingLayer, why string, err error) {
+func (c *creation) changesSinceParent() (changes *layers.View, why string, err error) {
 	before := c.boundariesUpTo()
 	var parent catalog.Backup
 	err = c.a.update(func(tx *catalog.Tx) error {
@@ -308,9 +307,6 @@ func (c *creation) changesSinceParent() (changes closingLayer, why string, err e
 	})
 	if err != nil || why != "" {
 		return nil, why, err
-	}
-	if parent.BoundaryID == c.backup.BoundaryID {
-		return unchanged(c.backup.Size), "", nil
 	}
 	diff, err := c.data.Diff(parent.BoundaryID, c.backup.BoundaryID)
 	if err != nil {
@@ -416,10 +412,15 @@ func (c *creation) settle(tx *catalog.Tx, err error) error {
 
 // failBackup makes a record that of a backup that did not come about.
 func failBackup(b *catalog.Backup, reason string) {
-	if len(reason) > maxReason {
-		reason = reason[:maxReason] + "…"
+	b.Status, b.FailReason, b.ParentID, b.Updated = catalog.Error, shorten(reason), layers.ID{}, time.Now().UTC()
+}
+
+// shorten cuts a reason so that a record can hold it.
+func shorten(reason string) string {
+	if len(reason) <= maxReason {
+		return reason
 	}
-	b.Status, b.FailReason, b.ParentID, b.Updated = catalog.Error, reason, layers.ID{}, time.Now().UTC()
+	return strings.ToValidUTF8(reason[:maxReason], "") + "…"
 }
 
 // change alters the backup's record.
@@ -434,27 +435,3 @@ func (c *creation) changeIn(tx *catalog.Tx, f func(*catalog.Backup)) error {
 		c.backup = *b
 	})
 }
-
-// A closingLayer is a layer that was opened for one use.
-type closingLayer interface {
-	layers.Layer
-	Close() error
-}
-
-// unchanged is the difference of a boundary to itself: a layer of that many
-// bytes that says nothing.
-type unchanged int64
-
-func (u unchanged) ReadAt(p []byte, off int64) (int, error) {
-	n := int(min(int64(len(p)), max(0, int64(u)-off)))
-	clear(p[:n])
-	if n < len(p) {
-		return n, io.EOF
-	}
-	return n, nil
-}
-func (u unchanged) Size() int64 { return int64(u) }
-func (u unchanged) Extents(off, n int64) iter.Seq2[layers.Extent, error] {
-	return func(func(layers.Extent, error) bool) {}
-}
-func (u unchanged) Close() error { return nil }

@@ -81,6 +81,33 @@ func TestIncrementalWithoutAParentSaysSo(t *testing.T) {
 	same(t, "backup", imageContent(t, a, b.ID), pattern(1, mib))
 }
 
+// B7 beside C5: another host deleted the parent, and this one does not know yet.
+func TestParentThatAnotherHostDeleted(t *testing.T) {
+	w, a := startWithTarget(t)
+	createVolume(t, a, "v", mib)
+	write(t, a, "v", 1, 0, mib)
+	parent := backUp(t, a, NewBackup{Volume: "v", Name: "parent"})
+	other := w.start(t.TempDir())
+	addTarget(t, other, "t1")
+	succeed(t, other, must(other.DeleteBackup(t.Context(), "parent", false))(t))
+	write(t, a, "v", 2, 0, 4096)
+	want := content(t, a, "v")
+	b, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Incremental: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := succeed(t, a, op); !strings.Contains(last.Note, "gone from the target") {
+		t.Errorf("note %q", last.Note)
+	}
+	if b := must(a.Backup(t.Context(), b.ID.String()))(t); b.Incremental() || b.Logical != mib {
+		t.Errorf("parent %s, %d bytes of data, want none and all", b.ParentID, b.Logical)
+	}
+	same(t, "backup", imageContent(t, a, b.ID), want)
+	if must(a.Backup(t.Context(), parent.ID.String()))(t).HasDependents {
+		t.Error("the parent that is gone has a dependent")
+	}
+}
+
 // A2: no temporary snapshot where the newest snapshot is what the volume is.
 func TestCleanVolumeNeedsNoTemporarySnapshot(t *testing.T) {
 	w, a := startWithTarget(t)

@@ -122,7 +122,7 @@ func (a *Agent) carryOut(ctx context.Context, op *operation, j job) {
 	last.Ended = time.Now().UTC()
 	last.State = catalog.Succeeded
 	if err != nil {
-		last.State, last.Error = catalog.Failed, err.Error()
+		last.State, last.Error = catalog.Failed, shorten(err.Error())
 	}
 	if errors.Is(err, errCanceled) {
 		last.State = catalog.Canceled
@@ -231,8 +231,10 @@ func (a *Agent) WatchOperation(ctx context.Context, id layers.ID) iter.Seq[catal
 			}
 			select {
 			case <-changed:
-			case <-op.ended: // It could not be recorded even as begun.
-				return
+			case <-op.ended:
+				if last, _ := op.state(); last.State == catalog.Running {
+					return // It could not be recorded even as begun.
+				}
 			case <-ctx.Done():
 				return
 			}

@@ -248,11 +248,7 @@ func (s *restoration) settle(tx *catalog.Tx, err error) error {
 
 // halfRestored is the reason of a volume that a restore did not finish.
 func halfRestored(err error) string {
-	reason := fmt.Sprintf("its content is incomplete, the restore ended early: %v", err)
-	if len(reason) > maxReason {
-		reason = reason[:maxReason] + "…"
-	}
-	return reason
+	return shorten(fmt.Sprintf("its content is incomplete, the restore ended early: %v", err))
 }
 
 // finish ends the use of the backup, and says of a new volume that was never

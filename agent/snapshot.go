@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"slices"
 	"strings"
 	"time"
@@ -228,7 +229,11 @@ func (a *Agent) DeleteSnapshot(ctx context.Context, ref string) error {
 	if readers > 0 {
 		return fail(InUse, "snapshot %s of volume %s is being read, by a backup, an export or a mount: end that first", s.Name, record.Name)
 	}
-	if err := a.removeSnapshot(data, s); err != nil {
+	err = a.removeSnapshot(data, s)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fail(NotFound, "snapshot %s of volume %s is gone already", s.Name, record.Name)
+	}
+	if err != nil {
 		return dataError("delete snapshot "+s.Name+" of volume "+record.Name, err)
 	}
 	a.tidyChain(v, data)
@@ -251,7 +256,7 @@ func (a *Agent) removeSnapshot(data *layers.Volume, s catalog.Snapshot) error {
 		return nil
 	}
 	recordErr := a.update(func(tx *catalog.Tx) error {
-		return change(tx, catalog.Snapshots, s.ID, func(r *catalog.Snapshot) { r.Status, r.Reason = catalog.ErrorDeleting, err.Error() })
+		return change(tx, catalog.Snapshots, s.ID, func(r *catalog.Snapshot) { r.Status, r.Reason = catalog.ErrorDeleting, shorten(err.Error()) })
 	})
 	return errors.Join(err, recordErr)
 }

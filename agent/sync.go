@@ -98,7 +98,7 @@ func listBackups(ctx context.Context, r *repo.Repo, target layers.ID) ([]catalog
 			if b.ID.IsZero() || ctx.Err() != nil {
 				return nil, err
 			}
-			record.Status, record.FailReason = catalog.Error, err.Error()
+			record.Status, record.FailReason = catalog.Error, shorten(err.Error())
 		}
 		listed = append(listed, record)
 	}

@@ -420,7 +420,7 @@ func (a *Agent) removeVolume(v *volume, name string) error {
 		v.err = err
 		a.mu.Unlock()
 		recordErr := a.update(func(tx *catalog.Tx) error {
-			return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Status, r.Reason = catalog.ErrorDeleting, err.Error() })
+			return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Status, r.Reason = catalog.ErrorDeleting, shorten(err.Error()) })
 		})
 		return errors.Join(fail(Unavailable, "delete volume %s: %w. Delete it again when that is put right", name, err), recordErr)
 	}

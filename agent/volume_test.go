@@ -8,6 +8,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/dgraph-io/badger/v4"
+
 	"varve/catalog"
 	"varve/layers"
 )
@@ -203,6 +205,35 @@ func TestVolumesAreFoundInTheStateFolder(t *testing.T) {
 	}
 	if copied != 1 || !strings.Contains(w.logged(), "taken in") {
 		t.Errorf("%d copies are shown, want 1, with a warning in the log", copied)
+	}
+}
+
+// A damaged record hides no other, and the volume is found by its folder.
+func TestVolumeOfADamagedRecord(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	a := w.start(dir)
+	v := createVolume(t, a, "v", mib)
+	write(t, a, "v", 1, 0, mib)
+	createVolume(t, a, "other", mib)
+	a.Close()
+	db := must(badger.Open(badger.DefaultOptions(filepath.Join(dir, "catalog")).WithLogger(nil)))(t)
+	err := db.Update(func(tx *badger.Txn) error {
+		return errors.Join(
+			tx.Set([]byte("volume/"+v.ID.String()), []byte("{")),
+			tx.Set([]byte("backup/"+layers.NewID().String()), []byte("{")))
+	})
+	if err := errors.Join(err, db.Close()); err != nil {
+		t.Fatal(err)
+	}
+	a = w.start(dir)
+	same(t, "v", content(t, a, v.ID.String()), pattern(1, mib))
+	write(t, a, "other", 2, 0, mib)
+	if b := must(a.Backups(t.Context()))(t); len(b) != 0 {
+		t.Errorf("backups %+v", b)
+	}
+	if !strings.Contains(w.logged(), "left out") {
+		t.Error("the log does not tell of the damaged record")
 	}
 }
 
