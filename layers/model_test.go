@@ -53,6 +53,7 @@ type model struct {
 	live  []byte
 	marks []modelSnapshot // oldest first, snapshots and marks
 	views []modelView
+	parts []span // bytes that are compared; nil: all
 	dirty bool // written since the newest boundary
 }
 
@@ -261,21 +262,39 @@ func (m *model) openDiff() string {
 	return fmt.Sprintf("diff %s %s", from.id, to.id)
 }
 
+// spans returns the parts of size bytes that are compared.
+func (m *model) spans(size int64) []span {
+	if m.parts == nil {
+		return []span{{0, size}}
+	}
+	var list []span
+	for _, p := range m.parts {
+		if p.start < size {
+			list = append(list, span{p.start, min(p.end, size)})
+		}
+	}
+	return list
+}
+
 // checkDiff checks that a diff, laid over the one content, gives the other.
 func (m *model) checkDiff(w *View, from, to []byte) {
 	m.t.Helper()
-	got := make([]byte, len(to))
-	copy(got, from)
-	for e, err := range w.Extents(0, w.Size()) {
-		if err != nil {
-			m.t.Fatalf("diff: %v", err)
+	for _, s := range m.spans(int64(len(to))) {
+		got := make([]byte, s.end-s.start)
+		if s.start < int64(len(from)) {
+			copy(got, from[s.start:])
 		}
-		if _, err := w.ReadAt(got[e.Off:e.End()], e.Off); err != nil {
-			m.t.Fatalf("diff: read %+v: %v", e, err)
+		for e, err := range w.Extents(s.start, s.end-s.start) {
+			if err != nil {
+				m.t.Fatalf("diff: %v", err)
+			}
+			if _, err := w.ReadAt(got[e.Off-s.start:e.End()-s.start], e.Off); err != nil {
+				m.t.Fatalf("diff: read %+v: %v", e, err)
+			}
 		}
-	}
-	if at := differ(got, to); at >= 0 {
-		m.t.Fatalf("diff laid over the older content differs at %d (block %d)", at, at/BlockSize)
+		if at := differ(got, to[s.start:s.end]); at >= 0 {
+			m.t.Fatalf("diff laid over the older content differs at %d", s.start+int64(at))
+		}
 	}
 }
 
@@ -364,12 +383,14 @@ func differ(a, b []byte) int {
 // checkLive compares the volume with the model.
 func (m *model) checkLive() {
 	m.t.Helper()
-	got := make([]byte, len(m.live))
-	if _, err := m.v.ReadAt(got, 0); err != nil {
-		m.t.Fatalf("ReadAt: %v", err)
-	}
-	if at := differ(got, m.live); at >= 0 {
-		m.t.Fatalf("volume differs at %d (block %d): got %#x, want %#x", at, at/BlockSize, got[at], m.live[at])
+	for _, s := range m.spans(int64(len(m.live))) {
+		got := make([]byte, s.end-s.start)
+		if _, err := m.v.ReadAt(got, s.start); err != nil {
+			m.t.Fatalf("ReadAt: %v", err)
+		}
+		if at := differ(got, m.live[s.start:s.end]); at >= 0 {
+			m.t.Fatalf("volume differs at %d: got %#x", s.start+int64(at), got[at])
+		}
 	}
 	if !m.dirty && len(m.marks) > 0 != m.v.Clean() {
 		m.t.Fatalf("Clean() = %v with %d boundaries and no write since", m.v.Clean(), len(m.marks))
@@ -410,12 +431,17 @@ func (m *model) checkAll() {
 
 func (m *model) checkView(w *View, want []byte) {
 	m.t.Helper()
-	got := make([]byte, len(want))
-	if _, err := w.ReadAt(got, 0); err != nil {
-		m.t.Fatalf("view: ReadAt: %v", err)
+	if w.Size() != int64(len(want)) {
+		m.t.Fatalf("view has %d bytes, want %d", w.Size(), len(want))
 	}
-	if at := differ(got, want); at >= 0 {
-		m.t.Fatalf("view of %d bytes differs at %d (block %d): got %#x, want %#x", len(want), at, at/BlockSize, got[at], want[at])
+	for _, s := range m.spans(int64(len(want))) {
+		got := make([]byte, s.end-s.start)
+		if _, err := w.ReadAt(got, s.start); err != nil {
+			m.t.Fatalf("view: ReadAt: %v", err)
+		}
+		if at := differ(got, want[s.start:s.end]); at >= 0 {
+			m.t.Fatalf("view of %d bytes differs at %d: got %#x", len(want), s.start+int64(at), got[at])
+		}
 	}
 }
 

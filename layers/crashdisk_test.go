@@ -1,0 +1,309 @@
+package layers
+
+import (
+	"io"
+	"io/fs"
+	"maps"
+	"math/rand/v2"
+	"slices"
+	"strings"
+	"sync"
+	"syscall"
+)
+
+// memDisk is a disk in memory that can lose power. Between two syncs of a file
+// each unit of it goes through versions, and after a crash any one of them may be
+// on the platter, whatever became of its neighbours: writes are lost, torn
+// between units, and done in any order. A unit is a block of 4096 bytes in a
+// .data file and a sector of 512 bytes elsewhere. The same holds for each name in
+// the directory between two syncs of it.
+type memDisk struct {
+	mu    sync.Mutex
+	names map[string]*memFile
+	past  map[string][]*memFile // versions of a name since the last syncDir; nil: it was not there
+	hook  func()                // called before each operation, without mu
+	fail  func(op, name string) error
+}
+
+type memFile struct {
+	d     *memDisk
+	name  string // that it was created with
+	unit  int64
+	data  []byte
+	past  map[int64][][]byte // versions of a unit since the last sync, the synced one first
+	sizes []int64            // lengths since the last sync, the synced one first
+}
+
+func newMemDisk() *memDisk {
+	return &memDisk{names: map[string]*memFile{}, past: map[string][]*memFile{}}
+}
+
+// begin is called at the start of each operation.
+func (d *memDisk) begin(op, name string) error {
+	if d.hook != nil {
+		d.hook()
+	}
+	if d.fail != nil {
+		if err := d.fail(op, name); err != nil {
+			return &fs.PathError{Op: op, Path: name, Err: err}
+		}
+	}
+	return nil
+}
+
+func (d *memDisk) path(name string) string { return name }
+
+func (d *memDisk) create(name string) (file, error) {
+	if err := d.begin("create", name); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.names[name] != nil {
+		return nil, &fs.PathError{Op: "create", Path: name, Err: syscall.EEXIST}
+	}
+	f := &memFile{d: d, name: name, unit: sectorSize, past: map[int64][][]byte{}, sizes: []int64{0}}
+	if strings.HasSuffix(name, ".data") {
+		f.unit = BlockSize
+	}
+	d.set(name, f)
+	return f, nil
+}
+
+// set gives a name a new version. The caller holds mu.
+func (d *memDisk) set(name string, f *memFile) {
+	if d.past[name] == nil {
+		d.past[name] = []*memFile{d.names[name]}
+	}
+	d.past[name] = append(d.past[name], f)
+	if f == nil {
+		delete(d.names, name)
+	} else {
+		d.names[name] = f
+	}
+}
+
+func (d *memDisk) open(name string) (file, error) {
+	if err := d.begin("open", name); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if f := d.names[name]; f != nil {
+		return f, nil
+	}
+	return nil, &fs.PathError{Op: "open", Path: name, Err: syscall.ENOENT}
+}
+
+func (d *memDisk) rename(from, to string) error {
+	if err := d.begin("rename", from); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.names[from]
+	if f == nil {
+		return &fs.PathError{Op: "rename", Path: from, Err: syscall.ENOENT}
+	}
+	d.set(to, f)
+	d.set(from, nil)
+	return nil
+}
+
+func (d *memDisk) remove(name string) error {
+	if err := d.begin("remove", name); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.names[name] == nil {
+		return &fs.PathError{Op: "remove", Path: name, Err: syscall.ENOENT}
+	}
+	d.set(name, nil)
+	return nil
+}
+
+func (d *memDisk) list() ([]string, error) {
+	if err := d.begin("list", "."); err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Sorted(maps.Keys(d.names)), nil
+}
+
+func (d *memDisk) syncDir() error {
+	if err := d.begin("sync", "."); err != nil {
+		return err
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	clear(d.past)
+	return nil
+}
+
+func (d *memDisk) lock() (func() error, error) { return func() error { return nil }, nil }
+
+// crash returns a disk as it may be found after a loss of power now.
+func (d *memDisk) crash(r *rand.Rand) *memDisk {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	out := newMemDisk()
+	all := map[string]bool{}
+	for name := range d.names {
+		all[name] = true
+	}
+	for name := range d.past {
+		all[name] = true
+	}
+	for _, name := range slices.Sorted(maps.Keys(all)) {
+		f := d.names[name]
+		if past := d.past[name]; past != nil {
+			f = past[r.IntN(len(past))]
+		}
+		if f != nil {
+			out.names[name] = f.crash(out, r)
+		}
+	}
+	return out
+}
+
+func (f *memFile) crash(d *memDisk, r *rand.Rand) *memFile {
+	out := &memFile{d: d, name: f.name, unit: f.unit, past: map[int64][][]byte{}}
+	size := f.sizes[r.IntN(len(f.sizes))]
+	out.sizes = []int64{size}
+	out.data = make([]byte, size)
+	copy(out.data, f.data)
+	// Half of the crashes lose or keep nearly all: the middle is not all there is.
+	lean := r.IntN(4)
+	for _, u := range slices.Sorted(maps.Keys(f.past)) {
+		past := f.past[u]
+		i := r.IntN(len(past) + 1)
+		if lean == 0 && r.IntN(8) > 0 {
+			i = 0
+		} else if lean == 1 && r.IntN(8) > 0 {
+			i = len(past)
+		}
+		if i == len(past) || u*f.unit >= size {
+			continue // as it is in memory
+		}
+		unit := out.data[u*f.unit : min(size, (u+1)*f.unit)]
+		clear(unit)
+		copy(unit, past[i])
+	}
+	return out
+}
+
+// keep remembers the versions of the units of [off, off+n) before they change.
+// The caller holds mu.
+func (f *memFile) keep(off, n int64) {
+	for u := off / f.unit; u*f.unit < off+n; u++ {
+		start := min(u*f.unit, int64(len(f.data)))
+		end := min((u+1)*f.unit, int64(len(f.data)))
+		f.past[u] = append(f.past[u], slices.Clone(f.data[start:end]))
+	}
+}
+
+func (f *memFile) readAt(p []byte, off int64) (int, error) {
+	if err := f.d.begin("read", f.name); err != nil {
+		return 0, err
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if off >= int64(len(f.data)) {
+		return 0, io.EOF
+	}
+	n := copy(p, f.data[off:])
+	if n < len(p) {
+		return n, io.EOF
+	}
+	return n, nil
+}
+
+// writeAt is done in two parts, with a crash possible between them, at a unit
+// that is as good as any.
+func (f *memFile) writeAt(p []byte, off int64) error {
+	half := (off + int64(len(p))/2) / f.unit * f.unit
+	if half > off && half < off+int64(len(p)) {
+		if err := f.put(p[:half-off], off); err != nil {
+			return err
+		}
+		p, off = p[half-off:], half
+	}
+	return f.put(p, off)
+}
+
+func (f *memFile) put(p []byte, off int64) error {
+	if err := f.d.begin("write", f.name); err != nil {
+		return err
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	f.keep(off, int64(len(p)))
+	if end := off + int64(len(p)); end > int64(len(f.data)) {
+		f.resize(end)
+	}
+	copy(f.data[off:], p)
+	return nil
+}
+
+func (f *memFile) resize(size int64) {
+	if size > int64(len(f.data)) {
+		f.data = append(f.data, make([]byte, size-int64(len(f.data)))...)
+	}
+	f.data = f.data[:size]
+	f.sizes = append(f.sizes, size)
+}
+
+func (f *memFile) sync() error {
+	if err := f.d.begin("sync", f.name); err != nil {
+		return err
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	clear(f.past)
+	f.sizes = []int64{int64(len(f.data))}
+	return nil
+}
+
+func (f *memFile) punch(off, n int64) error {
+	if err := f.d.begin("punch", f.name); err != nil {
+		return err
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	end := min(off+n, int64(len(f.data)))
+	if off >= end {
+		return nil
+	}
+	f.keep(off, end-off)
+	clear(f.data[off:end])
+	return nil
+}
+
+func (f *memFile) truncate(size int64) error {
+	if err := f.d.begin("truncate", f.name); err != nil {
+		return err
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	f.resize(size)
+	return nil
+}
+
+func (f *memFile) size() (int64, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	return int64(len(f.data)), nil
+}
+
+func (f *memFile) nextData(off int64) (int64, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if off >= int64(len(f.data)) {
+		return -1, nil
+	}
+	return off, nil
+}
+
+func (f *memFile) close() error { return nil }
