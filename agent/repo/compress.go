@@ -16,10 +16,13 @@ var (
 	expands = newDecoder()
 )
 
+// coresMax bounds the encoders and decoders, of 270 KiB each.
+const coresMax = 32
+
 func newEncoder() *zstd.Encoder {
 	e, err := zstd.NewWriter(nil,
 		zstd.WithEncoderLevel(zstd.SpeedFastest),
-		zstd.WithEncoderConcurrency(runtime.GOMAXPROCS(0)),
+		zstd.WithEncoderConcurrency(min(runtime.GOMAXPROCS(0), coresMax)),
 		zstd.WithSingleSegment(true), // the frame always says its size
 		zstd.WithWindowSize(frameBytes),
 		zstd.WithLowerEncoderMem(true),
@@ -27,12 +30,15 @@ func newEncoder() *zstd.Encoder {
 	if err != nil {
 		panic("repo: zstd encoder: " + err.Error())
 	}
+	// Its channels are made at the first use. Made in a synctest bubble they
+	// would belong to that one.
+	e.EncodeAll(zeroBlock[:1], nil)
 	return e
 }
 
 func newDecoder() *zstd.Decoder {
 	d, err := zstd.NewReader(nil,
-		zstd.WithDecoderConcurrency(runtime.GOMAXPROCS(0)),
+		zstd.WithDecoderConcurrency(min(runtime.GOMAXPROCS(0), coresMax)),
 		zstd.WithDecoderLowmem(true),
 		zstd.WithDecodeAllCapLimit(true)) // never more than the buffer that it was given
 	if err != nil {

@@ -67,6 +67,7 @@ type Repo struct {
 
 	packTarget int // bytes; packTarget unless a test wants small packs
 	rootBudget int // bytes; rootBudget unless a test wants small roots
+	splitLeaf  int // bytes; splitLeaf unless a test wants many leaves
 }
 
 // Init makes a repository in the store and opens it. A store that already has
@@ -173,7 +174,7 @@ func newRepo(s object.Store, h *head, master [32]byte) *Repo {
 	return &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
 		index: newIndex(), cache: newCache(cacheBytes), fetches: make(chan struct{}, fetchesMax),
-		life: life, end: end, packTarget: packTarget, rootBudget: rootBudget,
+		life: life, end: end, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
 	}
 }
 

@@ -48,7 +48,7 @@ func (w *writer) closeSpan(ctx context.Context) error {
 	default:
 		l.tidy()
 		text := compress(nil, l.append(nil, w.job.Volume))
-		if mustMerge(old, len(text)+tagSize) {
+		if len(text) > w.repo.splitLeaf || mustMerge(old, len(text)+tagSize) {
 			w.merges.Go(func() error { return w.merge(ctx, l, old) })
 			break
 		}
@@ -84,7 +84,7 @@ func mustMerge(old row, delta int) bool {
 	for _, leaf := range old.leaves[:len(old.leaves)-1] {
 		sum += int(leaf.stored)
 	}
-	return len(old.leaves) > maxDeltas || sum > int(base.stored)/2+smallDeltas || delta > splitLeaf
+	return len(old.leaves) > maxDeltas || sum > int(base.stored)/2+smallDeltas
 }
 
 // smallDeltas is what deltas may always take: a merge of small leaves saves
@@ -114,7 +114,7 @@ func (w *writer) addBase(l *leaf) {
 	text := compress(nil, l.append(nil, w.job.Volume))
 	switch {
 	case len(l.pieces) == 0:
-	case len(text) <= splitLeaf || l.blocks == splitBlocks:
+	case len(text) <= w.repo.splitLeaf || l.blocks == splitBlocks:
 		add(l, text)
 	default:
 		for _, part := range l.split() {

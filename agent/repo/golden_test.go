@@ -1,0 +1,160 @@
+package repo
+
+import (
+	"archive/zip"
+	"bytes"
+	"flag"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"varve/agent/object"
+	"varve/layers"
+)
+
+var golden = flag.Bool("golden", false, "write testdata anew")
+
+// Golden repositories are readable for ever: a full backup, two increments of
+// a volume that grew, and one that is deleted.
+var goldens = []struct {
+	file string
+	key  Key
+}{
+	{"v1-encrypted.zip", Key{Passphrase: secret}},
+	{"v1-open.zip", Key{}},
+}
+
+// goldenStep is the volume of the golden repositories after step 0, 1 or 2.
+func goldenStep(v *volume, step int) {
+	rnd := rand.New(rand.NewPCG(1, uint64(step)))
+	switch step {
+	case 0:
+		for i := range v.bytes[:60<<10] {
+			v.bytes[i] = byte(rnd.Uint32() & 0x0f)
+		}
+		v.mark(0, 60<<10, layers.Data)
+	case 1:
+		for range 12 {
+			v.write(rnd.Int64N(60<<10), []byte("scattered"))
+		}
+		v.zero(20<<10, 10<<10)
+	case 2:
+		v.grow(400_001)
+		noise := make([]byte, 10_000)
+		for i := range noise {
+			noise[i] = byte(rnd.Uint32())
+		}
+		v.write(350_001, noise)
+	}
+}
+
+var goldenIDs = []layers.ID{
+	{0x01, 0x90, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 1},
+	{0x01, 0x90, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 2},
+	{0x01, 0x90, 0, 0, 0, 0, 0x70, 0, 0x80, 0, 0, 0, 0, 0, 0, 3},
+}
+
+func TestGolden(t *testing.T) {
+	for _, g := range goldens {
+		file := filepath.Join("testdata", g.file)
+		if *golden {
+			writeGolden(t, file, g.key)
+		}
+		r, err := Open(t.Context(), storeOf(t, readZip(t, file)), g.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer r.Close()
+		v := newVolume(300_001)
+		listed := 0
+		for _, err := range r.Backups(t.Context()) {
+			if err != nil {
+				t.Error(err)
+			}
+			listed++
+		}
+		for step, id := range goldenIDs {
+			goldenStep(v, step)
+			if step == 1 {
+				continue // deleted
+			}
+			compare(t, r, id, v.bytes)
+			b, err := r.Backup(t.Context(), id)
+			if err != nil || b.VolumeName != "golden" || b.Meta["step"] != string(rune('0'+step)) || !b.Created.Equal(fixedTime) {
+				t.Errorf("%s: backup %d is %+v, %v", g.file, step, b, err)
+			}
+			report, err := r.Verify(t.Context(), id, VerifyOptions{Level: Deep})
+			if err != nil || report.Frames == 0 {
+				t.Errorf("%s: verify: %+v, %v", g.file, report, err)
+			}
+		}
+		if listed != 2 {
+			t.Errorf("%s: %d backups are listed, want 2", g.file, listed)
+		}
+	}
+}
+
+func writeGolden(t *testing.T, file string, key Key) {
+	store := object.NewMem()
+	r, err := Init(t.Context(), store, key, Params{NoEncryption: key == Key{}, Label: "golden", cost: cheap})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.packTarget = 32 << 10
+	v, parent := newVolume(300_001), layers.ID{}
+	v.id = fixedID
+	for step, id := range goldenIDs {
+		goldenStep(v, step)
+		_, err := r.Create(t.Context(), Job{
+			ID: id, Volume: v.id, VolumeName: "golden", Parent: parent, Source: v.source(), Changes: v.changes(),
+			Created: fixedTime, Meta: map[string]string{"step": string(rune('0' + step))},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent = id
+		v.forget()
+	}
+	if err := r.Delete(t.Context(), goldenIDs[1]); err != nil {
+		t.Fatal(err)
+	}
+	var b bytes.Buffer
+	w := zip.NewWriter(&b)
+	for name, content := range contents(t, store) {
+		f, err := w.Create(name)
+		if err == nil {
+			_, err = f.Write(content)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, b.Bytes(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func readZip(t *testing.T, file string) map[string][]byte {
+	z, err := zip.OpenReader(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	objects := make(map[string][]byte)
+	for _, f := range z.File {
+		r, err := f.Open()
+		if err != nil {
+			t.Fatal(err)
+		}
+		objects[f.Name], err = io.ReadAll(r)
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	return objects
+}
