@@ -201,7 +201,7 @@ func (c *Client) WatchOperation(ctx context.Context, id string) iter.Seq2[Operat
 			return
 		}
 		// It stopped before the operation had ended, or the connection broke.
-		yield(Operation{}, fmt.Errorf("operation %s: the daemon stopped before its end", id))
+		yield(Operation{}, fmt.Errorf("operation %s: the daemon stopped before its end; start it again, and \"varve operation show %s\" says what became of it", id, id))
 	}
 }
 
