@@ -54,7 +54,7 @@ type model struct {
 	marks []modelSnapshot // oldest first, snapshots and marks
 	views []modelView
 	parts []span // bytes that are compared; nil: all
-	dirty bool // written since the newest boundary
+	dirty bool   // written since the newest boundary
 }
 
 type modelView struct {

@@ -1,0 +1,195 @@
+package layers
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"sync"
+	"sync/atomic"
+	"testing"
+)
+
+// S1, A1: writers, readers, flushes, snapshots, deletions, merges, checks and
+// growing side by side. Each writer owns every fourth block and writes its count
+// there, so a snapshot holds, for each block, what was there when it began or
+// something newer, and no block is ever half written.
+func TestConcurrent(t *testing.T) {
+	seed := testSeed(t)
+	dir := filepath.Join(t.TempDir(), "v")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	const blocks, writers = 512, 4
+	tune := smallTuning
+	tune.background = true
+	if err := createVolume(osDisk{dir}, NewID(), blocks*BlockSize, tune); err != nil {
+		t.Fatal(err)
+	}
+	v, err := openVolume(osDisk{dir}, Options{}, tune)
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	var done [blocks]atomic.Uint64 // the last count that was written to a block and acknowledged
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	run := func(f func(r *rand.Rand) error) {
+		r := rand.New(rand.NewPCG(seed, rand.Uint64()))
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := f(r); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+	for w := range writers {
+		run(func(r *rand.Rand) error {
+			b := r.IntN(blocks/writers)*writers + w
+			next := done[b].Load() + 1
+			if r.IntN(50) == 0 {
+				if err := v.WriteZeroes(int64(b)*BlockSize, BlockSize); err != nil {
+					return err
+				}
+			}
+			if _, err := v.WriteAt(countBlock(next), int64(b)*BlockSize); err != nil {
+				return err
+			}
+			done[b].Store(next)
+			if r.IntN(20) == 0 {
+				return v.Flush()
+			}
+			return nil
+		})
+	}
+	run(func(r *rand.Rand) error {
+		b := r.IntN(blocks)
+		before := done[b].Load()
+		return readCount(v, b, before, written)
+	})
+	run(func(*rand.Rand) error { return v.Check(context.Background()) })
+	run(func(r *rand.Rand) error { return v.Grow(v.Size() + sectorSize) })
+
+	var ids []ID
+	r := rand.New(rand.NewPCG(seed, 99))
+	for range 60 {
+		var before [blocks]uint64
+		for b := range before {
+			before[b] = done[b].Load()
+		}
+		id := NewID()
+		if err := v.Snapshot(id); err != nil {
+			t.Fatal(err)
+		}
+		ids = append(ids, id)
+		w, err := v.View(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(ids) > 4 {
+			i := r.IntN(len(ids))
+			if err := v.DeleteSnapshot(ids[i], r.IntN(2) == 0); err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids[:i], ids[i+1:]...)
+		}
+		for b := range before {
+			if err := readCount(w, b, before[b], sealed); err != nil {
+				t.Error("snapshot: ", err)
+				break
+			}
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	for b := range done {
+		if err := readCount(v, b, done[b].Load(), settled); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if v, err = openVolume(osDisk{dir}, Options{}, tune); err != nil {
+		t.Fatal(err)
+	}
+	for b := range done {
+		if err := readCount(v, b, done[b].Load(), settled); err != nil {
+			t.Error("reopened: ", err)
+		}
+	}
+	if err := errors.Join(v.tidy(), v.Check(context.Background()), v.Close()); err != nil {
+		t.Error(err)
+	}
+}
+
+// countBlock returns a block that is full of n.
+func countBlock(n uint64) []byte {
+	var word [8]byte
+	binary.LittleEndian.PutUint64(word[:], n)
+	return bytes.Repeat(word[:], BlockSize/8)
+}
+
+// How a block that is read may be beside the writes.
+const (
+	settled = iota // nobody writes
+	sealed         // written when it was sealed: whole, and zeros at worst
+	written        // being written now: the halves may differ
+)
+
+// readCount checks that a block holds a count that is at least least.
+func readCount(r io.ReaderAt, b int, least uint64, how int) error {
+	p := make([]byte, BlockSize)
+	if _, err := r.ReadAt(p, int64(b)*BlockSize); err != nil {
+		return err
+	}
+	got := binary.LittleEndian.Uint64(p)
+	old := got < least && (got != 0 || how == settled)
+	torn := !bytes.Equal(p, countBlock(got)) && how != written
+	if old || torn {
+		return fmt.Errorf("block %d holds %d (torn: %v), want at least %d", b, got, torn, least)
+	}
+	return nil
+}
+
+// Flushes that wait together share a commit, and one that begins later does not
+// return with it.
+func TestCommitterShares(t *testing.T) {
+	var c committer
+	c.done.L = &c.mu
+	begun, release := make(chan struct{}), make(chan struct{})
+	var commits atomic.Int32
+	commit := func() error {
+		if commits.Add(1) == 1 {
+			close(begun)
+			<-release
+		}
+		return nil
+	}
+	var wg sync.WaitGroup
+	wg.Go(func() { c.share(commit) })
+	<-begun
+	for range 8 {
+		wg.Go(func() { c.share(commit) })
+	}
+	close(release)
+	wg.Wait()
+	if n := commits.Load(); n < 2 || n > 9 {
+		t.Errorf("%d commits for a first flush and eight later ones", n)
+	}
+}
