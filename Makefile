@@ -1,6 +1,8 @@
 # build   bin/varve
 # test    everything, against real servers; installs them first (e2e/setup.sh)
 # check   what needs no server: a minute, before each commit
+# demo    the main job end to end, on real data, with what each step shows
+# bench   speed and size beside other programs (docs/bench.md)
 # clean   what the above made
 #
 # STRICT=1 make test fails where a test would be skipped for want of a tool.
@@ -11,7 +13,7 @@ GO ?= go
 # the race detector cannot see into.
 RACED := ./layers/... ./nbd/... ./fuse/... ./catalog/... ./agent/... ./cmd/...
 
-.PHONY: build test check lint setup clean
+.PHONY: build test check lint setup demo bench clean
 
 # The version that the program says it has is git's, where git knows one.
 VCS := $(if $(shell git describe --always 2>/dev/null),auto,false)
@@ -33,6 +35,14 @@ lint:
 
 setup:
 	e2e/setup.sh
+
+demo: build
+	e2e/setup.sh mkfs.ext4 nbdfuse fusermount3 qemu-img
+	e2e/demo/demo.sh bin/varve
+
+# BENCH is for the harness: make bench BENCH='-quick -only nbd'.
+bench: build setup
+	$(GO) run ./e2e/bench -varve bin/varve $(BENCH)
 
 clean:
 	rm -rf bin .tools

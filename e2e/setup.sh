@@ -1,5 +1,5 @@
 #!/bin/bash
-# setup.sh: install the peers that the tests run against, from Debian's archive.
+# setup.sh [PROGRAM...]: install the peers that the tests run against, or of those only these, from Debian's archive.
 #
 # Installs only what is missing and starts no service. Without root it names
 # what is missing and ends with 0 (the tests then skip), or with 1 if STRICT=1.
@@ -19,6 +19,7 @@ needs=(
 	"mkfs.xfs xfsprogs"
 	"nbd-client nbd-client"
 	"nbdfuse libnbd-bin"
+	"/usr/lib/python3/dist-packages/nbd.py python3-libnbd"
 	"nbdkit nbdkit"
 	"qemu-img qemu-utils"
 	"restic restic"
@@ -35,6 +36,7 @@ PATH=$PATH:/usr/sbin:/sbin
 missing=()
 for need in "${needs[@]}"; do
 	read -r what package <<<"$need"
+	[ $# = 0 ] || [[ " $* " == *" $what "* ]] || continue
 	case $what in
 	/*) [ -e "$what" ] || missing+=("$package") ;;
 	*) command -v "$what" >/dev/null || missing+=("$package") ;;
