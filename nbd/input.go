@@ -10,6 +10,11 @@ import (
 const (
 	handshakeInput    = 4 << 10
 	transmissionInput = 256 << 10
+
+	// afterLarge is how much is read after a large payload. The next request
+	// is likely to be of the same kind, and what of its payload comes with
+	// the header has to be copied.
+	afterLarge = 4 << 10
 )
 
 // An input reads a connection through a buffer. It belongs to the
@@ -18,6 +23,7 @@ type input struct {
 	conn net.Conn
 	buf  *buffer
 	r, w int // buf.b[r:w] has arrived and waits
+	more int // bytes that the next need may read beyond what it must
 
 	// beforeRead, if set, is called before a read that may block, so that
 	// no finished reply waits for a client's next request.
@@ -25,7 +31,7 @@ type input struct {
 }
 
 func newInput(conn net.Conn) *input {
-	return &input{conn: conn, buf: newBuffer(handshakeInput)}
+	return &input{conn: conn, buf: newBuffer(handshakeInput), more: handshakeInput}
 }
 
 // widen goes over to a large buffer.
@@ -33,7 +39,7 @@ func (in *input) widen() {
 	wide := newBuffer(transmissionInput)
 	n := copy(wide.b, in.waiting())
 	in.buf.free()
-	in.buf, in.r, in.w = wide, 0, n
+	in.buf, in.r, in.w, in.more = wide, 0, n, len(wide.b)
 }
 
 func (in *input) free() { in.buf.free() }
@@ -64,8 +70,10 @@ func (in *input) need(n int) error {
 	if in.beforeRead != nil {
 		in.beforeRead()
 	}
+	end := min(in.r+n+in.more, len(in.buf.b))
+	in.more = len(in.buf.b)
 	for in.w-in.r < n {
-		m, err := in.conn.Read(in.buf.b[in.w:])
+		m, err := in.conn.Read(in.buf.b[in.w:end])
 		in.w += m
 		if in.w-in.r >= n {
 			return nil
@@ -82,6 +90,9 @@ func (in *input) need(n int) error {
 
 // readFull fills p with what waits and then from the connection.
 func (in *input) readFull(p []byte) error {
+	if len(p) >= len(in.buf.b) {
+		in.more = afterLarge
+	}
 	n := copy(p, in.waiting())
 	in.r += n
 	if n == len(p) {

@@ -100,9 +100,33 @@ func TestShutdownDoesNotWaitForEver(t *testing.T) {
 	if err := b.server.Shutdown(ctx); !errors.Is(err, context.DeadlineExceeded) {
 		t.Errorf("Shutdown: %v, want deadline exceeded", err)
 	}
-	if n := b.server.Connections(); n != 0 {
-		t.Errorf("%d connections are left", n)
+	waitFor(t, "the connection is gone", func() bool { return b.server.Connections() == 0 })
+}
+
+// TestShutdownLeavesAHangingDevice: it comes back when its context ends, and
+// Serve when the device does.
+func TestShutdownLeavesAHangingDevice(t *testing.T) {
+	gate, entered := make(chan struct{}), make(chan struct{}, 1)
+	m := nbdtest.NewMemory(1 << 20)
+	m.Faults.Zero = func(int64, int64) error { entered <- struct{}{}; <-gate; return nil }
+	s := newShelf(nbd.Export{Name: "x", Device: m})
+	server := &nbd.Server{Open: s.Open}
+	c := dial(t, "unix", serve(t, server)).greet(3)
+	c.goTo("x")
+	c.request(cmdTrim, 0, 1, 0, 4096)
+	<-entered
+	ctx, cancel := context.WithCancelCause(t.Context())
+	why := errors.New("no more patience")
+	cancel(why)
+	if err := server.Shutdown(ctx); !errors.Is(err, why) {
+		t.Errorf("Shutdown: %v, want %v", err, why)
 	}
+	c.closed()
+	if s.leftOpen() != 1 {
+		t.Error("the export was closed under a request")
+	}
+	close(gate)
+	waitFor(t, "the connection is gone", func() bool { return server.Connections() == 0 && s.leftOpen() == 0 })
 }
 
 // TestContextEndsServe: connections are closed as they are.

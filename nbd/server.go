@@ -41,7 +41,7 @@ type Server struct {
 	closing   bool
 	listeners map[net.Listener]struct{}
 	sessions  map[*session]context.CancelFunc
-	ended     sync.Cond // sessions has shrunk
+	ended     sync.Cond // sessions has shrunk, or was abandoned
 }
 
 // Serve accepts connections from l, which it closes, until ctx ends or
@@ -104,7 +104,7 @@ func (s *Server) start(ctx context.Context, conn net.Conn, sessions *sync.WaitGr
 	}
 	s.mu.Unlock()
 	if refused {
-		s.log().Warn("nbd: connection refused", "limit", s.maxConnections())
+		s.log().Warn("nbd: connection refused: too many, or the server is shutting down", "limit", s.maxConnections())
 		t.in.free()
 		conn.Close()
 		cancel()
@@ -124,8 +124,9 @@ func (s *Server) start(ctx context.Context, conn net.Conn, sessions *sync.WaitGr
 
 // Shutdown stops accepting, answers what is in flight, refuses what comes
 // later with ESHUTDOWN, flushes the devices and closes the connections. When
-// ctx ends first, they are closed as they are, and it returns why ctx ended.
-// The server cannot be used again.
+// ctx ends first, they are closed as they are, and it returns why ctx ended;
+// requests that a device still works on keep their exports open, and Serve
+// waits for them. The server cannot be used again.
 func (s *Server) Shutdown(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,7 +140,7 @@ func (s *Server) Shutdown(ctx context.Context) error {
 		t.hurry()
 	}
 	stop := context.AfterFunc(ctx, s.abandon)
-	for len(s.sessions) > 0 {
+	for len(s.sessions) > 0 && ctx.Err() == nil {
 		s.ended.Wait()
 	}
 	if !stop() {
@@ -155,6 +156,7 @@ func (s *Server) abandon() {
 	for _, cancel := range s.sessions {
 		cancel()
 	}
+	s.ended.Broadcast()
 }
 
 // Connections is the number of connections that are served now.

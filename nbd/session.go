@@ -1,6 +1,7 @@
 package nbd
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -100,7 +101,7 @@ func (s *session) run() {
 	}
 	err := s.transmit()
 	s.finish()
-	s.logEnd("nbd: connection ended", err)
+	s.logEnd("nbd: connection ended", cmp.Or(err, s.out.lost()))
 }
 
 // logEnd tells why a connection ended. A client that goes is nothing special.
