@@ -59,7 +59,7 @@ type backupStand struct {
 func (b *bench) backupJobs(ctx context.Context) error {
 	last := -1
 	for i, s := range stages {
-		if wants(b.only, s.name) {
+		if wants(b.only, "backup/"+s.name) {
 			last = i
 		}
 	}

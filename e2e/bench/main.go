@@ -59,7 +59,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.SetOutput(stderr)
 	fs.StringVar(&o.varve, "varve", filepath.Join("bin", "varve"), "`path` of the binary under test")
 	fs.BoolVar(&o.quick, "quick", false, "small volumes, short runs, few rounds")
-	only := fs.String("only", "", "run only the jobs whose name matches `regexp`")
+	only := fs.String("only", "", "run only the jobs whose nbd/NAME or backup/NAME matches `regexp`")
 	peers := fs.String("peers", "", "run only the peers whose name matches `regexp`")
 	fs.IntVar(&o.rounds, "rounds", 0, "`number` of rounds (default 3; with -quick 2, backups 1)")
 	fs.StringVar(&o.json, "json", "", "write every sample to `file` as JSON")

@@ -86,7 +86,7 @@ type nbdStand struct {
 func (b *bench) nbdJobs(ctx context.Context) (err error) {
 	var jobs []nbdJob
 	for _, job := range nbdJobList {
-		if wants(b.only, job.name) && !(b.quick && job.fullOnly) {
+		if wants(b.only, "nbd/"+job.name) && !(b.quick && job.fullOnly) {
 			jobs = append(jobs, job)
 		}
 	}
