@@ -140,7 +140,7 @@ func recordLength(b []byte, limit int64) int64 {
 // error.
 func decodeJournalRecord(path string, off int64, b []byte) (record, error) {
 	var r record
-	if recordLength(b, int64(len(b))) != int64(len(b)) {
+	if n := recordLength(b, int64(len(b))); n == 0 || n != int64(len(b)) {
 		return r, &CorruptError{path, off, fmt.Sprintf("a record of %d bytes", len(b)), "something else"}
 	}
 	if got, want := crcWithout(b, 4), le.Uint32(b[4:]); got != want {
