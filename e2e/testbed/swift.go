@@ -1,8 +1,11 @@
 package testbed
 
 import (
+	"bufio"
 	_ "embed"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"os/user"
 	"path/filepath"
@@ -28,7 +31,8 @@ type SwiftServer struct {
 	// it with Restart.
 	Proxy, Account, Container, Object *Process
 
-	env map[string]string
+	cache *Process // memcached, which holds the tokens
+	env   map[string]string
 }
 
 var sharedSwift shared[*SwiftServer]
@@ -73,9 +77,26 @@ func (s *SwiftServer) S3() *S3Server {
 	}}
 }
 
+// ForgetTokens makes all tokens invalid that have been given out.
+func (s *SwiftServer) ForgetTokens() error {
+	c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", s.cache.port))
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "flush_all\r\n"); err != nil {
+		return err
+	}
+	answer, err := bufio.NewReader(c).ReadString('\n')
+	if err == nil && answer != "OK\r\n" {
+		err = fmt.Errorf("memcached answers %q", answer)
+	}
+	return err
+}
+
 // ready waits for all parts.
 func (s *SwiftServer) ready() error {
-	for _, p := range []*Process{s.Account, s.Container, s.Object, s.Proxy} {
+	for _, p := range []*Process{s.cache, s.Account, s.Container, s.Object, s.Proxy} {
 		if err := p.ready(); err != nil {
 			return err
 		}
@@ -113,11 +134,11 @@ func startSwift(b *bed, auth, filters string) (*SwiftServer, error) {
 	if err := run(folder, nil, "", ringArgs...); err != nil {
 		return nil, err
 	}
-	_, err = b.start(folder, cachePort, nil, "memcached", "-u", me.Username, "-l", "127.0.0.1", "-p", fmt.Sprint(cachePort), "-m", "64")
+	s := &SwiftServer{URL: fmt.Sprintf("http://127.0.0.1:%d", proxyPort)}
+	s.cache, err = b.start(folder, cachePort, nil, "memcached", "-u", me.Username, "-l", "127.0.0.1", "-p", fmt.Sprint(cachePort), "-m", "64")
 	if err != nil {
 		return nil, err
 	}
-	s := &SwiftServer{URL: fmt.Sprintf("http://127.0.0.1:%d", proxyPort)}
 	for i, part := range []struct {
 		kind string
 		p    **Process

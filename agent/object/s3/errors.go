@@ -41,7 +41,8 @@ type answer struct {
 // if there was none.
 func readAnswer(err error) (a answer, found bool) {
 	var response *smithyhttp.ResponseError
-	if errors.As(err, &response) && response.Response != nil {
+	// Without an answer the SDK makes up an empty one.
+	if errors.As(err, &response) && response.Response != nil && response.Response.Response != nil && response.HTTPStatusCode() != 0 {
 		found = true
 		a.status = response.HTTPStatusCode()
 		a.header = response.Response.Header
