@@ -5,6 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+
+	"golang.org/x/sys/unix"
+
+	"varve/catalog"
 )
 
 // Reason classes an Error by what the caller can do about it. agent/api maps
@@ -58,7 +62,7 @@ func ReasonOf(err error) Reason {
 		return Denied
 	case errors.Is(err, context.Canceled):
 		return Stopped
-	case errors.Is(err, context.DeadlineExceeded):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, catalog.ErrFull), errors.Is(err, unix.ENOSPC):
 		return Unavailable
 	}
 	return Internal

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/catalog"
 	"varve/layers"
 )
@@ -84,7 +86,7 @@ func (a *Agent) volumeDir(id layers.ID) string {
 }
 
 func (a *Agent) volumeOptions(id layers.ID) layers.Options {
-	return layers.Options{Log: a.log.With("volume", id)}
+	return layers.Options{Log: a.log}
 }
 
 // CreateVolume makes an empty volume.
@@ -163,6 +165,9 @@ func dataError(doing string, err error) error {
 		reason = Invalid
 	case errors.Is(err, layers.ErrCorrupt):
 		reason = Corrupt
+	}
+	if errors.Is(err, unix.ENOSPC) {
+		return fail(reason, "%s: %w: make room in the file system of the state folder", doing, err)
 	}
 	return fail(reason, "%s: %w", doing, err)
 }

@@ -71,7 +71,10 @@ var (
 var formatKey = []byte("format")
 
 // A Catalog is an open database. Close it.
-type Catalog struct{ db *badger.DB }
+type Catalog struct {
+	db    *badger.DB
+	space *space
+}
 
 // Open opens the catalog in dir and makes it, readable for its owner only, if
 // it is not there. The error wraps ErrLocked or ErrVersion where these are the
@@ -83,6 +86,10 @@ func Open(dir string, log *slog.Logger) (*Catalog, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return nil, fmt.Errorf("open catalog: %w", err)
 	}
+	space := &space{dir: dir, log: log}
+	if err := space.release(); err != nil {
+		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
+	}
 	db, err := badger.Open(tuned(dir, log))
 	if err != nil {
 		if strings.Contains(err.Error(), "Cannot acquire directory lock") { // Badger has no value for it.
@@ -90,8 +97,8 @@ func Open(dir string, log *slog.Logger) (*Catalog, error) {
 		}
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
-	c := &Catalog{db}
-	if err := c.checkFormat(); err != nil {
+	c := &Catalog{db, space}
+	if err := errors.Join(c.checkFormat(), space.take()); err != nil {
 		db.Close() // Nothing was written; the first error says more.
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
@@ -104,7 +111,7 @@ func tuned(dir string, log *slog.Logger) badger.Options {
 	return badger.DefaultOptions(dir).
 		WithLogger(logger{log}).
 		WithSyncWrites(true).
-		WithMemTableSize(8 << 20).
+		WithMemTableSize(memTable).
 		WithNumMemtables(2).
 		WithNumCompactors(2).
 		WithNumLevelZeroTables(2).
@@ -139,9 +146,18 @@ func (c *Catalog) checkFormat() error {
 	})
 }
 
-// Close makes everything durable and gives up the lock.
+// Close makes everything durable and gives up the lock. On a full disk that is
+// ErrFull, and the lock is held until the process ends: nothing is lost, and
+// the next Open goes on from the log.
 func (c *Catalog) Close() error {
-	if err := c.db.Close(); err != nil {
+	if c.db.IsClosed() {
+		return nil
+	}
+	err := c.space.release()
+	if err == nil {
+		err = c.db.Close()
+	}
+	if err != nil {
 		return fmt.Errorf("close catalog: %w", err)
 	}
 	return nil
@@ -149,15 +165,21 @@ func (c *Catalog) Close() error {
 
 // View calls f with a transaction that reads one state and cannot write.
 func (c *Catalog) View(f func(*Tx) error) error {
-	return closedError(c.db.View(func(t *badger.Txn) error { return f(&Tx{t}) }))
+	return closedError(c.db.View(func(t *badger.Txn) error { return f(&Tx{txn: t}) }))
 }
 
 // Update calls f with a transaction, and again if what it read was changed by
 // another before it could be committed. An error of f ends it and changes
-// nothing.
+// nothing; so does a full disk, which is ErrFull.
 func (c *Catalog) Update(f func(*Tx) error) error {
 	for range maxAttempts {
-		err := c.db.Update(func(t *badger.Txn) error { return f(&Tx{t}) })
+		err := c.db.Update(func(t *badger.Txn) error {
+			tx := &Tx{txn: t, bytes: perEntry} // The commit is an entry too.
+			if err := f(tx); err != nil {
+				return err
+			}
+			return c.space.room(tx.bytes)
+		})
 		if !errors.Is(err, badger.ErrConflict) {
 			return closedError(err)
 		}
@@ -173,7 +195,10 @@ func closedError(err error) error {
 }
 
 // A Tx is a transaction on a Catalog.
-type Tx struct{ txn *badger.Txn }
+type Tx struct {
+	txn   *badger.Txn
+	bytes int64 // that committing it writes, at most
+}
 
 // get returns a copy of a value. A key that is not there is fs.ErrNotExist.
 func (tx *Tx) get(key []byte) ([]byte, error) {
@@ -187,9 +212,15 @@ func (tx *Tx) get(key []byte) ([]byte, error) {
 	return item.ValueCopy(nil)
 }
 
-func (tx *Tx) put(key, value []byte) error { return tx.txn.Set(key, value) }
+func (tx *Tx) put(key, value []byte) error {
+	tx.bytes += int64(len(key)+len(value)) + perEntry
+	return tx.txn.Set(key, value)
+}
 
-func (tx *Tx) remove(key []byte) error { return tx.txn.Delete(key) }
+func (tx *Tx) remove(key []byte) error {
+	tx.bytes += int64(len(key)) + perEntry
+	return tx.txn.Delete(key)
+}
 
 // scan calls f for each key with the prefix, in ascending order, until it
 // returns false. A value that cannot be read comes with its error.
