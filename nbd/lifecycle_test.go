@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"varve/nbd"
@@ -172,17 +173,38 @@ func TestMaxConnections(t *testing.T) {
 // TestHandshakeTimeout: who does not come to the point is closed; who has is
 // not.
 func TestHandshakeTimeout(t *testing.T) {
-	s := newShelf(nbd.Export{Name: "x", Device: nbdtest.NewMemory(4096)})
-	path := serve(t, &nbd.Server{Open: s.Open, HandshakeTimeout: 100 * time.Millisecond})
-	quick := dial(t, "unix", path).greet(3)
-	quick.goTo("x")
-	silent := dial(t, "unix", path)
-	silent.read(18)
-	half := dial(t, "unix", path).greet(3)
-	half.send(uint64(wireOptionMagic), uint32(optGo))
-	silent.closed()
-	half.closed()
-	quick.alive()
+	synctest.Test(t, func(t *testing.T) {
+		s := newShelf(nbd.Export{Name: "x", Device: nbdtest.NewMemory(4096)})
+		server := &nbd.Server{Open: s.Open, Log: discard}
+		l := newMemoryListener()
+		served := make(chan error, 1)
+		go func() { served <- server.Serve(t.Context(), l) }()
+		connect := func() *rawClient {
+			ours, theirs := memoryPipe()
+			l.conns <- theirs
+			return &rawClient{TB: t, Conn: ours}
+		}
+		begun := time.Now()
+		quick := connect().greet(3)
+		quick.goTo("x")
+		silent := connect()
+		silent.read(18)
+		half := connect().greet(3)
+		half.send(uint64(wireOptionMagic), uint32(optGo))
+		silent.closed()
+		half.closed()
+		if took := time.Since(begun); took != 30*time.Second {
+			t.Errorf("closed after %v, want 30s", took)
+		}
+		quick.alive()
+		quick.Close()
+		if err := server.Shutdown(t.Context()); err != nil {
+			t.Error(err)
+		}
+		<-served
+		silent.Close()
+		half.Close()
+	})
 }
 
 // TestFloods: a client that floods the handshake is dropped.
@@ -332,42 +354,4 @@ func TestNoGoroutineIsLeft(t *testing.T) {
 		c.Close()
 	}
 	waitFor(t, "the sessions' goroutines have ended", func() bool { return runtime.NumGoroutine() <= before })
-}
-
-// TestNoAllocationPerRequest on the path of small requests.
-func TestNoAllocationPerRequest(t *testing.T) {
-	if raceEnabled {
-		t.Skip("the race detector allocates")
-	}
-	b := newRig(t)
-	b.main.WriteAt(pattern(1, 1<<20), 0)
-	for name, c := range map[string]*rawClient{"simple": b.transmission(t, "main"), "structured": b.structuredTransmission(t, "main")} {
-		reads := bytes.Repeat(requestBytes(cmdRead, 0, 1, 4096, 4096), 16)
-		writes := bytes.Repeat(append(requestBytes(cmdWrite, 0, 1, 4096, 4096), pattern(1, 4096)...), 16)
-		replies := make([]byte, 16*(16+4096)+16*16)
-		if c.structured {
-			replies = make([]byte, 16*(28+4096)+16*16)
-		}
-		round := func() {
-			c.Write(reads)
-			c.Write(writes)
-			readFull(c, replies)
-		}
-		for range 100 {
-			round()
-		}
-		if got := testing.AllocsPerRun(500, round) / 32; got > 0.05 {
-			t.Errorf("%s: %.3f allocations a request, want none", name, got)
-		}
-	}
-}
-
-func readFull(c *rawClient, p []byte) {
-	for len(p) > 0 {
-		n, err := c.Conn.Read(p)
-		if err != nil {
-			c.Fatal(err)
-		}
-		p = p[n:]
-	}
 }
