@@ -69,6 +69,23 @@ func TestArrangeRefuses(t *testing.T) {
 	}
 }
 
+// What arrange has put into order stays as it is; nothing panics.
+func FuzzArrange(f *testing.F) {
+	f.Add("volume\x00create\x00a\x00--size=1G\x00--\x00-x")
+	f.Add("--state\x00/s\x00backup\x00list\x00-o\x00json")
+	app := new(program).app()
+	f.Fuzz(func(t *testing.T, line string) {
+		once, err := arrange(app, append([]string{"varve"}, strings.Split(line, "\x00")...))
+		if err != nil {
+			return
+		}
+		twice, err := arrange(app, once)
+		if err != nil || !slices.Equal(once, twice) {
+			t.Errorf("%q becomes %q, and that %q, %v", line, once, twice, err)
+		}
+	})
+}
+
 // A passphrase on the command line could be read by every process.
 func TestNoFlagTakesAPassphrase(t *testing.T) {
 	for _, f := range new(program).app().Flags {

@@ -113,7 +113,8 @@ func (p *program) getenv(name string) string {
 }
 
 // defaultState is the state folder where none is named: the XDG base directory
-// specification's state folder, or the system's for root.
+// specification's state folder, or the system's for root. It is empty for a
+// user without a home.
 func defaultState(getenv func(string) string) string {
 	if os.Geteuid() == 0 {
 		return "/var/lib/varve"
@@ -121,7 +122,10 @@ func defaultState(getenv func(string) string) string {
 	if dir := getenv("XDG_STATE_HOME"); filepath.IsAbs(dir) {
 		return filepath.Join(dir, "varve")
 	}
-	return filepath.Join(getenv("HOME"), ".local/state/varve")
+	if home := getenv("HOME"); filepath.IsAbs(home) {
+		return filepath.Join(home, ".local/state/varve")
+	}
+	return ""
 }
 
 // A call is one command being carried out.
@@ -174,6 +178,9 @@ func (c *call) state() (string, error) {
 	dir := c.String("state")
 	if dir == "" {
 		dir = defaultState(c.getenv)
+	}
+	if dir == "" {
+		return "", usagef("no state folder: HOME is not set; name one with --state or VARVE_STATE")
 	}
 	abs, err := filepath.Abs(dir)
 	if err != nil {
