@@ -42,8 +42,10 @@ func (a *Agent) Exports(ctx context.Context) ([]ExportInfo, error) {
 	for _, v := range volumes {
 		count[v.Name]++
 	}
+	of := map[layers.ID][]catalog.Snapshot{}
 	for _, s := range snapshots {
 		count[s.VolumeID.String()+"@"+s.Name]++
+		of[s.VolumeID] = append(of[s.VolumeID], s)
 	}
 	var exports []ExportInfo
 	for _, v := range volumes {
@@ -55,8 +57,8 @@ func (a *Agent) Exports(ctx context.Context) ([]ExportInfo, error) {
 			name = v.ID.String()
 		}
 		exports = append(exports, ExportInfo{name, describeVolume(v)})
-		for _, s := range snapshots {
-			if s.VolumeID != v.ID || s.System || s.Status != catalog.Available {
+		for _, s := range of[v.ID] {
+			if s.System || s.Status != catalog.Available {
 				continue
 			}
 			point := s.Name

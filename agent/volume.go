@@ -178,9 +178,10 @@ func (a *Agent) Volumes(ctx context.Context) ([]VolumeView, error) {
 	if err != nil {
 		return nil, err
 	}
+	names := snapshotNames(snapshots)
 	views := make([]VolumeView, 0, len(records))
 	for _, record := range records {
-		views = append(views, a.viewVolume(record, snapshots))
+		views = append(views, a.viewVolume(record, names))
 	}
 	return views, nil
 }
@@ -195,7 +196,15 @@ func (a *Agent) Volume(ctx context.Context, ref string) (VolumeView, error) {
 	if err != nil {
 		return VolumeView{}, err
 	}
-	return a.viewVolume(record, snapshots), nil
+	return a.viewVolume(record, snapshotNames(snapshots)), nil
+}
+
+func snapshotNames(snapshots []catalog.Snapshot) map[layers.ID]string {
+	names := make(map[layers.ID]string, len(snapshots))
+	for _, s := range snapshots {
+		names[s.ID] = s.Name
+	}
+	return names
 }
 
 func (a *Agent) volumeRecords() (volumes []catalog.Volume, snapshots []catalog.Snapshot, err error) {
@@ -210,8 +219,9 @@ func ofVolume(v catalog.Volume) named {
 	return named{v.ID, v.Name, "created " + v.Created.Format(time.DateTime)}
 }
 
-// viewVolume adds to a record what is known of the volume besides.
-func (a *Agent) viewVolume(record catalog.Volume, snapshots []catalog.Snapshot) VolumeView {
+// viewVolume adds to a record what is known of the volume besides. names are
+// those of the snapshots.
+func (a *Agent) viewVolume(record catalog.Volume, names map[layers.ID]string) VolumeView {
 	view := VolumeView{Volume: record}
 	a.mu.Lock()
 	v := a.volumes[record.ID]
@@ -232,10 +242,6 @@ func (a *Agent) viewVolume(record catalog.Volume, snapshots []catalog.Snapshot) 
 	}
 	usage := data.Usage()
 	view.Size, view.Allocated, view.Live = data.Size(), usage.Allocated, usage.Live
-	names := map[layers.ID]string{}
-	for _, s := range snapshots {
-		names[s.ID] = s.Name
-	}
 	for _, b := range data.Boundaries() {
 		if !b.Mark {
 			view.Snapshots = append(view.Snapshots, SnapshotUsage{b.ID, names[b.ID], b.Bytes})
