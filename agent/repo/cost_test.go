@@ -159,7 +159,7 @@ func (v *vast) change(rnd *rand.Rand, blocks ...int64) *vast {
 func TestRequestsOfABackup(t *testing.T) {
 	c := countRequests(object.NewMem())
 	r := testRepo(t, c, true)
-	r.packTarget = packTarget
+	r.packTarget = 8 << 20
 	rnd := newRand(t)
 	v := newVast(1 << 40)
 	blocks := func(n int) (list []int64) {
@@ -203,7 +203,7 @@ func TestRequestsOfABackup(t *testing.T) {
 		t.Errorf("a backup of no change takes %d requests: %q", n, seen)
 	}
 
-	big, seen := create(idle.ID, v.change(rnd, blocks(20_000)...))
+	big, seen := create(idle.ID, v.change(rnd, blocks(4_000)...))
 	packs := count(seen, "put p/")
 	if big.Objects != int64(packs+2) || packs < 2 || count(seen, "put ") != packs+3 {
 		t.Errorf("a large increment counts %d objects in %d packs, leaves and a root: %d puts", big.Objects, packs, count(seen, "put "))
@@ -322,7 +322,7 @@ func TestMemoryOfABackupIsBounded(t *testing.T) {
 	var before, now runtime.MemStats
 	runtime.ReadMemStats(&before)
 	peak, next := uint64(0), int64(0)
-	size := int64(768 << 20)
+	size := int64(320 << 20)
 	_, err := r.Create(t.Context(), Job{ID: layers.NewID(), Volume: layers.NewID(), Source: noise{size}, Progress: func(done, _ int64) {
 		if done < next {
 			return

@@ -177,10 +177,10 @@ func TestCancelLeavesNothing(t *testing.T) {
 	store, _, v, parent, before := crashCase(t)
 	objects := contents(t, store)
 	ctx, cancel := context.WithCancel(t.Context())
-	puts := 0
+	var puts atomic.Int64
 	hook := &objecttest.Hook{Store: store, Before: func(op, name string) error {
 		if op == "put" && strings.HasPrefix(name, "p/") {
-			if puts++; puts == 2 {
+			if puts.Add(1) == 2 {
 				cancel()
 			}
 		}

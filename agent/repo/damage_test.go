@@ -58,7 +58,7 @@ func newSample(t testing.TB, encrypted bool) *sample {
 	r := testRepo(t, store, encrypted)
 	r.packTarget = 64 << 10
 	rnd := newRand(t)
-	v := newVolume(1<<20 + 1234)
+	v := newVolume(768<<10 + 1234)
 	for i := range v.bytes[:512<<10] {
 		v.bytes[i] = byte(rnd.Uint32() & 0x3f)
 	}

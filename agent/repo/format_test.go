@@ -78,7 +78,7 @@ func forms() []form {
 			}
 			return append(h.append(nil), b[headerSize:]...), nil
 		}, 8, 2, true},
-		{"leaf", exampleLeaf(rnd, 200).append(nil, fixedID), func(b []byte) ([]byte, error) {
+		{"leaf", exampleLeaf(rnd, 40).append(nil, fixedID), func(b []byte) ([]byte, error) {
 			l, err := parseLeaf(b, fixedID)
 			if err != nil {
 				return nil, err
@@ -159,9 +159,9 @@ func exampleSpans(rnd *rand.Rand) *spans {
 		s.packs = append(s.packs, &leafPack{id: objectID{byte(i)}, where: place(i % 2), key: keyRef{fixedID, 1, 9}, size: int64(1000 * i)})
 	}
 	block := int64(0)
-	for i := range 40 {
+	for i := range 15 {
 		r := row{first: block, blocks: spanBlocks}
-		if i%10 == 9 {
+		if i%5 == 4 {
 			r.blocks = splitBlocks
 		}
 		for range 1 + rnd.IntN(maxLeaves) {
@@ -177,7 +177,7 @@ func exampleSpans(rnd *rand.Rand) *spans {
 func exampleSections(rnd *rand.Rand) []section {
 	var sections []section
 	block := int64(0)
-	for i := range 30 {
+	for i := range 10 {
 		s := section{kind: sectionFrame, blocks: uint8(1 + rnd.IntN(32)), id: frameID{byte(i)}}
 		s.stored = uint32(s.blocks)*4096 + tagSize
 		for left := int64(s.blocks); left > 0; {

@@ -249,10 +249,10 @@ func TestModel(t *testing.T) {
 			rnd := newRand(t)
 			store := object.NewMem()
 			r := testRepo(t, store, encrypted)
-			v := newVolume(1<<20 + rnd.Int64N(1<<22))
+			v := newVolume(1<<20 + rnd.Int64N(1<<21))
 			images := make(map[layers.ID][]byte)
 			var parent layers.ID
-			for range 24 {
+			for range 16 {
 				v.scribble(rnd)
 				if rnd.IntN(4) == 0 {
 					v.grow(int64(len(v.bytes)) + rnd.Int64N(1<<20))
