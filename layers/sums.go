@@ -85,10 +85,7 @@ var copyPool = sync.Pool{New: func() any { return new([copyBlocks * BlockSize]by
 func (s *sums) check(l *layerFile, g uint32, i int, b []byte) error {
 	for ; len(b) > 0; i, b = i+1, b[BlockSize:] {
 		if got := crc(b[:BlockSize]); got != s[i] {
-			return &CorruptError{
-				Path: l.dataPath, Off: (int64(g)*pageBlocks + int64(i)) * BlockSize,
-				Expected: fmt.Sprintf("checksum %08x", s[i]), Found: fmt.Sprintf("%08x", got),
-			}
+			return l.damaged(g, i, s[i], got)
 		}
 	}
 	return nil
@@ -98,6 +95,63 @@ func (s *sums) check(l *layerFile, g uint32, i int, b []byte) error {
 func (s *sums) take(i int, b []byte) {
 	for ; len(b) > 0; i, b = i+1, b[BlockSize:] {
 		s[i] = crc(b[:BlockSize])
+	}
+}
+
+// readSealed reads p at off, and compares the blocks that are whole in it with
+// their checksums. The layer is sealed, and has data there.
+func (l *layerFile) readSealed(p []byte, off int64) error {
+	if err := readFull(l.data, p, off); err != nil {
+		return err
+	}
+	b := (off + BlockSize - 1) / BlockSize
+	end := (off + int64(len(p))) / BlockSize
+	for b < end {
+		g := uint32(b / pageBlocks)
+		i := int(b - int64(g)*pageBlocks)
+		n := int(min(end-b, copyBlocks, int64(pageBlocks-i)))
+		blocks := p[b*BlockSize-off:][:n*BlockSize]
+		if err := l.checkBlocks(g, i, blocks); err != nil {
+			return err
+		}
+		b += int64(n)
+	}
+	return nil
+}
+
+// checkBlocks compares at most copyBlocks blocks, the first of which is i of
+// group g, with their checksums. It reads no more of those than it needs: one
+// that is damaged itself is found as well.
+func (l *layerFile) checkBlocks(g uint32, i int, blocks []byte) error {
+	n := len(blocks) / BlockSize
+	stored := storedPool.Get().(*[4 * copyBlocks]byte)
+	defer storedPool.Put(stored)
+	l.mu.RLock()
+	gr := l.groups[g]
+	made := gr != nil && gr.sums != 0
+	var err error
+	if made {
+		err = readFull(l.maps, stored[:4*n], sumsOffset(g, gr.sums)+int64(4*i))
+	}
+	l.mu.RUnlock()
+	if err != nil || !made {
+		return err
+	}
+	for j := range n {
+		if got, want := crc(blocks[j*BlockSize:][:BlockSize]), le.Uint32(stored[4*j:]); got != want {
+			return l.damaged(g, i+j, want, got)
+		}
+	}
+	return nil
+}
+
+var storedPool = sync.Pool{New: func() any { return new([4 * copyBlocks]byte) }}
+
+// damaged is the error for a block that is not what was sealed.
+func (l *layerFile) damaged(g uint32, i int, want, got uint32) error {
+	return &CorruptError{
+		Path: l.dataPath, Off: (int64(g)*pageBlocks + int64(i)) * BlockSize,
+		Expected: fmt.Sprintf("checksum %08x", want), Found: fmt.Sprintf("%08x", got),
 	}
 }
 

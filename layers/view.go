@@ -151,7 +151,9 @@ func (w *View) Close() error {
 // Size is the volume's size at the boundary, in bytes.
 func (w *View) Size() int64 { return w.size }
 
-// ReadAt reads len(p) bytes at off. What is absent reads as zeros.
+// ReadAt reads len(p) bytes at off. What is absent reads as zeros. Whole blocks
+// are compared with their checksums, if they have them already; damage is a
+// *CorruptError, and what comes before it has been read.
 func (w *View) ReadAt(p []byte, off int64) (int, error) {
 	g := w.v.grace.enter()
 	defer w.v.grace.leave(g)
@@ -169,7 +171,7 @@ func (w *View) ReadAt(p []byte, off int64) (int, error) {
 		part := p[done:min(int64(n), stop*BlockSize-off)]
 		if val < slotBase {
 			clear(part)
-		} else if err := readFull(w.stack[val-slotBase].data, part, at); err != nil {
+		} else if err := w.stack[val-slotBase].readSealed(part, at); err != nil {
 			return done, err
 		}
 		done += len(part)

@@ -239,7 +239,8 @@ func TestBadArguments(t *testing.T) {
 	}
 }
 
-// S8: a damaged sealed block is named with layer, offset, expected and found.
+// S8: a damaged sealed block is found by Check and by a view, and named with
+// layer, offset, expected and found.
 func TestCheckFindsDamage(t *testing.T) {
 	v, dir := newVolume(t, 256)
 	writeBlocks(t, v, 1, 0, 100)
@@ -262,6 +263,19 @@ func TestCheckFindsDamage(t *testing.T) {
 	}
 	if filepath.Base(damage.Path) != dataName(layer) || damage.Off != 44*BlockSize || damage.Expected == "" || damage.Found == "" {
 		t.Errorf("damage %+v, want block 44 of layer %s", damage, layer)
+	}
+	w, err2 := v.View(v.Boundaries()[1].ID)
+	if err2 != nil {
+		t.Fatal(err2)
+	}
+	defer w.Close()
+	p := make([]byte, 10*BlockSize)
+	n, err2 := w.ReadAt(p, 40*BlockSize)
+	if !errors.As(err2, &damage) || damage.Off != 44*BlockSize || n > 4*BlockSize {
+		t.Errorf("read of damaged blocks: %d, %v", n, err2)
+	}
+	if _, err := w.ReadAt(p[:4*BlockSize], 45*BlockSize); err != nil {
+		t.Errorf("read of sound blocks between damaged ones: %v", err)
 	}
 	if n := strings.Count(err.Error(), dataName(layer)); n != 2 {
 		t.Errorf("%d findings, want 2: %v", n, err)
