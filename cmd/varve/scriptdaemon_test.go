@@ -45,7 +45,7 @@ func daemonCommand(ts *testscript.TestScript, neg bool, args []string) {
 	d.cmd = cmd
 	ts.Defer(func() {
 		if d.cmd != nil {
-			d.end(syscall.SIGKILL) // it has served its purpose
+			d.end(syscall.SIGTERM) // a kill would leave mounts behind
 		}
 	})
 	late := time.AfterFunc(daemonDeadline, func() { cmd.Process.Kill() })
