@@ -202,19 +202,13 @@ func (a *Agent) recoverVolume(record catalog.Volume) error {
 	return nil
 }
 
-func (a *Agent) addVolume(v *volume) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.volumes[v.id] = v
-}
-
 // openVolume opens a volume's folder, and no other volume that may be in it.
 func (a *Agent) openVolume(id layers.ID) (*layers.Volume, error) {
 	dir := a.volumeDir(id)
 	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("its folder %s is missing: put it back, or delete the volume", dir)
 	}
-	data, err := layers.Open(dir, a.volumeOptions(id))
+	data, err := layers.Open(dir, a.volumeOptions())
 	if err != nil {
 		return nil, err
 	}

@@ -74,12 +74,9 @@ func (a *Agent) RestoreBackup(ctx context.Context, ref string, r RestoreRequest)
 
 // abandon forgets a new volume that was not recorded.
 func (s *restoration) abandon() {
-	if !s.fresh {
-		return
+	if s.fresh {
+		s.a.dropVolume(s.volume.id)
 	}
-	s.a.mu.Lock()
-	defer s.a.mu.Unlock()
-	delete(s.a.volumes, s.volume.id)
 }
 
 // intoNew prepares a new volume. Its folder is made by the operation.
@@ -101,9 +98,7 @@ func (s *restoration) intoNew(r RestoreRequest) error {
 	}
 	s.volume = newVolume(s.record.ID, nil, nil)
 	s.volume.busy = byRestore
-	s.a.mu.Lock()
-	s.a.volumes[s.volume.id] = s.volume
-	s.a.mu.Unlock()
+	s.a.addVolume(s.volume)
 	s.release = append(s.release, func() { s.a.unclaim(s.volume) })
 	return nil
 }
@@ -212,7 +207,7 @@ func (s *restoration) open() (*layers.Volume, error) {
 		defer a.mu.Unlock()
 		return v.data, v.err
 	}
-	data, err := layers.Create(a.volumeDir(v.id), v.id, s.record.Size, a.volumeOptions(v.id))
+	data, err := layers.Create(a.volumeDir(v.id), v.id, s.record.Size, a.volumeOptions())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v.data, v.err = data, err

@@ -85,9 +85,7 @@ func (a *Agent) volumeDir(id layers.ID) string {
 	return filepath.Join(a.config.State, "volumes", id.String())
 }
 
-func (a *Agent) volumeOptions(id layers.ID) layers.Options {
-	return layers.Options{Log: a.log}
-}
+func (a *Agent) volumeOptions() layers.Options { return layers.Options{Log: a.log} }
 
 // CreateVolume makes an empty volume.
 func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, error) {
@@ -102,30 +100,32 @@ func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, 
 	if err := a.update(func(tx *catalog.Tx) error { return catalog.Volumes.Put(tx, record) }); err != nil {
 		return catalog.Volume{}, err
 	}
-	v, err := a.makeVolume(record)
+	data, err := layers.Create(a.volumeDir(record.ID), record.ID, record.Size, a.volumeOptions())
 	if err == nil {
+		a.addVolume(newVolume(record.ID, data, nil))
 		record.Status = catalog.Available
 		err = a.update(func(tx *catalog.Tx) error { return catalog.Volumes.Put(tx, record) })
+		if err != nil {
+			a.dropVolume(record.ID)
+			data.Close() // It goes anyway.
+		}
 	}
 	if err != nil {
-		if v != nil {
-			v.data.Close() // It goes anyway.
-		}
 		return catalog.Volume{}, errors.Join(dataError("create volume "+n.Name, err), a.unmakeVolume(record.ID))
 	}
-	a.mu.Lock()
-	a.volumes[record.ID] = v
-	a.mu.Unlock()
 	return record, nil
 }
 
-// makeVolume makes a volume's folder.
-func (a *Agent) makeVolume(record catalog.Volume) (*volume, error) {
-	data, err := layers.Create(a.volumeDir(record.ID), record.ID, record.Size, a.volumeOptions(record.ID))
-	if err != nil {
-		return nil, err
-	}
-	return newVolume(record.ID, data, nil), nil
+func (a *Agent) addVolume(v *volume) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.volumes[v.id] = v
+}
+
+func (a *Agent) dropVolume(id layers.ID) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	delete(a.volumes, id)
 }
 
 // unmakeVolume removes a volume's folder, which nobody has open, then what the
@@ -435,9 +435,7 @@ func (a *Agent) removeVolume(v *volume, name string) error {
 		})
 		return errors.Join(fail(Unavailable, "delete volume %s: %w. Delete it again when that is put right", name, err), recordErr)
 	}
-	a.mu.Lock()
-	delete(a.volumes, v.id)
-	a.mu.Unlock()
+	a.dropVolume(v.id)
 	return nil
 }
 
