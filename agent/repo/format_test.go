@@ -13,7 +13,7 @@ import (
 	"varve/layers"
 )
 
-// A form is a structure of docs/format.md, part 2: an example, and a function
+// A form is a structure of docs/format.md, "Repository": an example, and a function
 // that reads it and writes it again.
 type form struct {
 	name    string

@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the format version that this package writes and reads:
-// docs/format.md, part 2.
+// docs/format.md, "Repository".
 const Version = 1
 
 var (
