@@ -107,24 +107,23 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	}
 	w := &writer{repo: r, job: j, root: &root{backup: j.describe(), spans: new(spans)}}
 	w.root.name = rootName{volume: j.Volume, epoch: 1, seq: 1, backup: j.ID}
-	var parent *listedRoot
-	for i, root := range l.roots {
+	for _, root := range l.roots {
 		if root.name.backup == j.ID {
 			return nil, fmt.Errorf("the volume has this backup already: %w", fs.ErrExist)
 		}
 		w.root.name.epoch = max(w.root.name.epoch, root.name.epoch)
 		w.root.name.seq = max(w.root.name.seq, root.name.seq+1)
-		if root.name.backup == j.Parent && !l.deleted[j.Parent] {
-			parent = &l.roots[i]
-		}
 	}
+	var parentRoot string
 	if !j.Parent.IsZero() {
-		if parent == nil {
-			return nil, fmt.Errorf("%w: %s is not among the backups of volume %s; make a full backup", ErrParentGone, j.Parent, j.Volume)
-		}
-		if err := w.readParent(ctx, *parent); err != nil {
+		parent, err := r.findParent(ctx, j, l)
+		if err != nil {
 			return nil, err
 		}
+		if err := w.readParent(ctx, parent); err != nil {
+			return nil, err
+		}
+		parentRoot = parent.name.String()
 	}
 	if err := w.prepareKey(ctx); err != nil {
 		return nil, err
@@ -133,16 +132,37 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.session = &session{repo: r, job: j, root: w.root.name, first: next, next: next, renewed: time.Now()}
-	if parent != nil {
-		w.session.parentRoot = parent.name.String()
-	}
+	w.session = &session{repo: r, job: j, root: w.root.name, parentRoot: parentRoot, first: next, next: next, renewed: time.Now()}
 	return w, nil
+}
+
+// findParent looks for the parent in a listing, and among what is known: the
+// listing may lag behind a backup that was just made.
+func (r *Repo) findParent(ctx context.Context, j *Job, l *listing) (listedRoot, error) {
+	gone := fmt.Errorf("%w: %s is not among the backups of volume %s; make a full backup", ErrParentGone, j.Parent, j.Volume)
+	parent, ok := r.index.find(j.Parent) // list has taught it, and taken out the deleted ones
+	if !ok || parent.name.volume != j.Volume {
+		return parent, gone
+	}
+	if slices.ContainsFunc(l.roots, func(root listedRoot) bool { return root.name == parent.name }) {
+		return parent, nil
+	}
+	err := r.checkLive(ctx, parent.name)
+	if errors.Is(err, fs.ErrNotExist) {
+		return parent, gone
+	}
+	return parent, err
 }
 
 // readParent takes over the map of the parent.
 func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
 	parent, err := w.repo.readRoot(ctx, listed)
+	if errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("%w: make a full backup: %w", ErrParentGone, err)
+	}
+	if errors.Is(err, ErrCorrupt) {
+		return fmt.Errorf("the parent cannot be built on, make a full backup: %w", err)
+	}
 	if err != nil {
 		return fmt.Errorf("parent: %w", err)
 	}

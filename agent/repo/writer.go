@@ -48,6 +48,10 @@ type writer struct {
 
 // copy moves the changed blocks into packs and makes the map.
 func (w *writer) copy(ctx context.Context) error {
+	total, err := w.total()
+	if err != nil {
+		return err
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget)
 	w.merges = new(errgroup.Group)
@@ -59,10 +63,6 @@ func (w *writer) copy(ctx context.Context) error {
 		free <- newTask()
 	}
 	work, order := make(chan *task, cap(free)), make(chan *task, cap(free))
-	total, err := w.total()
-	if err != nil {
-		return err
-	}
 	g.Go(func() error {
 		defer close(work)
 		defer close(order)
