@@ -44,11 +44,15 @@ func Create(dir string, id ID, size int64, o Options) (*Volume, error) {
 	if err == nil {
 		err = syncPath(filepath.Dir(filepath.Clean(dir)))
 	}
+	var v *Volume
+	if err == nil {
+		v, err = openVolume(d, o, defaultTuning)
+	}
 	if err != nil {
 		removeFiles(d)
 		return nil, fmt.Errorf("create volume %s: %w", id, err)
 	}
-	return Open(dir, o)
+	return v, nil
 }
 
 // removeFiles empties the directory of a volume that could not be made.
