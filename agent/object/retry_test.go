@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/url"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -112,12 +113,18 @@ func TestRetryNotifies(t *testing.T) {
 
 func TestLimit(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
+		var mu sync.Mutex
 		under, most := 0, 0
-		hook := &objecttest.Hook{Store: object.NewMem(), Before: func(op, name string) error {
-			under++
+		count := func(n int) {
+			mu.Lock()
+			defer mu.Unlock()
+			under += n
 			most = max(most, under)
+		}
+		hook := &objecttest.Hook{Store: object.NewMem(), Before: func(op, name string) error {
+			count(1)
+			defer count(-1)
 			time.Sleep(time.Second) // the bubble's clock: the others arrive meanwhile
-			under--
 			return nil
 		}}
 		s := object.Limit(hook, 3)

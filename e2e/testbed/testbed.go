@@ -106,6 +106,7 @@ func Main(m *testing.M) {
 	common = new(bed)
 	code := m.Run()
 	common.close()
+	removeOrphans(baseFolder())
 	os.Exit(code)
 }
 
@@ -154,12 +155,17 @@ func (b *bed) close() {
 
 const folderPrefix = "varve-testbed-"
 
+// baseFolder is where the folders of all beds are.
+func baseFolder() string {
+	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
+		return "/dev/shm"
+	}
+	return os.TempDir()
+}
+
 // newFolder makes a folder that goes when the bed is closed.
 func (b *bed) newFolder() (string, error) {
-	base := os.TempDir()
-	if info, err := os.Stat("/dev/shm"); err == nil && info.IsDir() {
-		base = "/dev/shm"
-	}
+	base := baseFolder()
 	removeOrphans(base)
 	folder, err := os.MkdirTemp(base, fmt.Sprintf("%s%d-", folderPrefix, os.Getpid()))
 	if err != nil {
