@@ -38,7 +38,7 @@ var stages = []stage{
 		}},
 	{name: "backup 1 % clustered", what: "incremental after as many blocks were overwritten in runs of 64 KiB to 1 MiB; a second full where a peer has no incremental",
 		change: clustered},
-	{name: "backup unchanged", what: "incremental after no change; restic and borg see from the file's times that nothing changed", skip: []string{"qemu-img", "zstd"}},
+	{name: "backup unchanged", what: "incremental after no change; restic sees from the file's times that there is nothing to read", skip: []string{"qemu-img", "zstd"}},
 	{name: "restore", what: "the newest backup, onto the disk; compared byte for byte", restore: true, bars: []bar{
 		{metric: wall, ours: "varve", peer: "restic", goal: 1 / 0.85},
 		{metric: cpuSeconds, ours: "varve", peer: "restic", goal: 1 / 0.7},

@@ -94,7 +94,10 @@ func (b *bench) nbdJobs(ctx context.Context) (err error) {
 		return nil
 	}
 	dir := filepath.Join(b.disk, "nbd")
-	defer func() { err = errors.Join(err, os.RemoveAll(dir)) }()
+	defer func() {
+		b.say("remove the volumes") // layers of small random writes take the file system a while
+		err = errors.Join(err, os.RemoveAll(dir))
+	}()
 	stands, err := b.openNBD(ctx, dir)
 	defer func() {
 		for _, s := range stands {
