@@ -21,7 +21,8 @@ type Store interface {
 	Put(ctx context.Context, name string, data []byte) error
 
 	// Get reads len(p) bytes of the object at off, as io.ReaderAt does: fewer
-	// only with an error, which is io.EOF if the object ends there.
+	// only with an error, which is io.EOF if the object ends there. An empty p
+	// asks whether the object is there and reaches beyond off.
 	Get(ctx context.Context, name string, p []byte, off int64) (int, error)
 
 	// List yields the objects whose names begin with prefix, in ascending
@@ -36,7 +37,7 @@ type Store interface {
 // Info is what a listing says about an object.
 //
 // Names are made of the characters a-z 0-9 - . and /, at most 200 bytes, with
-// no empty, "." or ".." element.
+// no empty, "." or ".." element. Where "a" is an object, "a/b" cannot be one.
 type Info struct {
 	Name     string
 	Size     int64     // bytes
