@@ -22,8 +22,10 @@ build:
 	CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=$(VCS) -o bin/varve ./cmd/varve
 
 test: setup lint build
-	$(GO) test -race -timeout 25m $(RACED)
-	$(GO) test -timeout 25m ./e2e/...
+	@failed=0; set -x; \
+	$(GO) test -race -timeout 25m $(RACED) || failed=1; \
+	$(GO) test -timeout 25m ./e2e/... || failed=1; \
+	{ set +x; } 2>/dev/null; exit $$failed
 
 check: lint build
 	$(GO) test -race -short -timeout 10m $$($(GO) list $(RACED) | grep -v /agent/object/)
