@@ -1,6 +1,6 @@
 # build   bin/varve
 # test    everything, against real servers; installs them first (e2e/setup.sh)
-# check   what needs no server: a minute, before each commit
+# check   what needs no server: a few minutes, before a commit
 # demo    the main job end to end, on real data, with what each step shows
 # bench   speed and size beside other programs (docs/bench.md)
 # clean   what the above made
