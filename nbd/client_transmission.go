@@ -1,0 +1,320 @@
+package nbd
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"slices"
+	"strconv"
+	"syscall"
+
+	"varve/layers"
+)
+
+const (
+	maxMessage     = 4 << 10 // bytes in an error chunk: "Values"
+	maxDescriptors = 1 << 20 // that a server may send in one block status
+	maxKept        = 4096    // of them that are kept; the rest is asked for again
+	maxPieces      = 4096    // of a read that arrive out of order
+	gathered       = 32      // requests that leave in one system call
+)
+
+// A clientCall is a request with the places for its reply.
+type clientCall struct {
+	cmd     uint16
+	off     int64
+	n       int64
+	payload []byte // of WRITE
+
+	into    []byte          // of READ, n bytes
+	arrived []layers.Extent // parts of into that came, in order, apart
+	status  []layers.Extent // of BLOCK_STATUS
+	stated  bool            // a block status came
+
+	refused error // what an error chunk said; the reply's end is yet to come
+
+	cookie uint64
+	sent   chan struct{} // closed when the writer is through with it
+	done   chan struct{} // closed when err is set
+	err    error
+}
+
+// send is the writer: it takes what waits, and sends it together.
+func (c *Client) send() {
+	defer close(c.wrote)
+	var (
+		calls   []*clientCall
+		heads   [gathered][lenRequest]byte
+		vectors [2 * gathered][]byte
+	)
+	for {
+		calls = calls[:0]
+		select {
+		case call := <-c.out:
+			calls = append(calls, call)
+		case <-c.dead:
+			return
+		}
+		for len(calls) < gathered && len(c.out) > 0 {
+			calls = append(calls, <-c.out) // nobody else takes
+		}
+		pieces := net.Buffers(vectors[:0])
+		for i, call := range calls {
+			pieces = append(pieces, call.head(heads[i][:0]))
+			if len(call.payload) > 0 {
+				pieces = append(pieces, call.payload)
+			}
+		}
+		if _, err := pieces.WriteTo(c.conn); err != nil {
+			c.fail(fmt.Errorf("send a request: %w", err))
+			return
+		}
+		for _, call := range calls {
+			close(call.sent)
+		}
+	}
+}
+
+func (call *clientCall) head(p []byte) []byte {
+	p = binary.BigEndian.AppendUint32(p, magicRequest)
+	p = binary.BigEndian.AppendUint16(p, 0)
+	p = binary.BigEndian.AppendUint16(p, call.cmd)
+	p = binary.BigEndian.AppendUint64(p, call.cookie)
+	p = binary.BigEndian.AppendUint64(p, uint64(call.off))
+	return binary.BigEndian.AppendUint32(p, uint32(call.n))
+}
+
+// receive is the reader: it takes replies until the connection ends, and then
+// tells all that still wait. By then the writer has ended too, so that their
+// buffers are theirs again.
+func (c *Client) receive() {
+	defer close(c.ended)
+	for {
+		if err := c.reply(); err != nil {
+			if err == io.EOF {
+				err = errors.New("the server closed the connection")
+			}
+			c.fail(err)
+			break
+		}
+	}
+	<-c.wrote
+	c.mu.Lock()
+	left := c.pending
+	c.pending = nil
+	err := c.err
+	c.mu.Unlock()
+	for _, call := range left {
+		call.err = err
+		close(call.done)
+	}
+}
+
+// reply takes one simple reply or one chunk. An error ends the connection.
+func (c *Client) reply() error {
+	var head [lenChunk]byte
+	if _, err := io.ReadFull(c.in, head[:lenSimple]); err != nil {
+		return err
+	}
+	switch magic := binary.BigEndian.Uint32(head[:]); {
+	case magic == magicSimple:
+		return c.simple(binary.BigEndian.Uint32(head[4:]), binary.BigEndian.Uint64(head[8:]))
+	case magic == magicStructured && c.structured:
+	default:
+		return fmt.Errorf("%w: reply %x", errBreach, head[:lenSimple])
+	}
+	if err := c.read(head[lenSimple:]); err != nil {
+		return err
+	}
+	call, err := c.find(binary.BigEndian.Uint64(head[8:]))
+	if err != nil {
+		return err
+	}
+	flags, kind := binary.BigEndian.Uint16(head[4:]), binary.BigEndian.Uint16(head[6:])
+	if err := c.chunk(call, kind, flags, binary.BigEndian.Uint32(head[16:])); err != nil {
+		return err
+	}
+	if flags&chunkDone != 0 {
+		return c.finish(call)
+	}
+	return nil
+}
+
+// simple takes a simple reply: "Simple reply message".
+func (c *Client) simple(errno uint32, cookie uint64) error {
+	call, err := c.find(cookie)
+	if err != nil {
+		return err
+	}
+	switch {
+	case errno != 0:
+		c.leave(call, serverError(errno, ""))
+		return nil
+	case call.cmd == cmdBlockStatus, call.cmd == cmdRead && c.structured:
+		return fmt.Errorf("%w: a simple reply to command %d", errBreach, call.cmd)
+	case call.cmd == cmdRead:
+		if err := c.read(call.into); err != nil {
+			return err
+		}
+	}
+	c.leave(call, nil)
+	return nil
+}
+
+// chunk takes the content of a reply chunk: "Structured reply chunk message".
+func (c *Client) chunk(call *clientCall, kind, flags uint16, n uint32) error {
+	var err error
+	switch {
+	case kind == chunkNone && n == 0 && flags&chunkDone != 0:
+	case kind == chunkOffsetData && call.cmd == cmdRead && n > 8:
+		err = c.dataChunk(call, int64(n)-8)
+	case kind == chunkOffsetHole && call.cmd == cmdRead && n == 12:
+		err = c.holeChunk(call)
+	case kind == chunkBlockStatus && call.cmd == cmdBlockStatus && n >= 12 && (n-4)%8 == 0 && (n-4)/8 <= maxDescriptors:
+		err = c.statusChunk(call, int64(n-4)/8)
+	case kind&(1<<15) != 0 && n >= 6 && n <= 6+maxMessage+8:
+		err = c.errorChunk(call, n)
+	default:
+		err = fmt.Errorf("%w: chunk of type %#x, flags %#x and %d bytes to command %d", errBreach, kind, flags, n, call.cmd)
+	}
+	return err
+}
+
+func (c *Client) dataChunk(call *clientCall, n int64) error {
+	var head [8]byte
+	if err := c.read(head[:]); err != nil {
+		return err
+	}
+	p, err := call.place(binary.BigEndian.Uint64(head[:]), n)
+	if err != nil {
+		return err
+	}
+	return c.read(p)
+}
+
+func (c *Client) holeChunk(call *clientCall) error {
+	var head [12]byte
+	if err := c.read(head[:]); err != nil {
+		return err
+	}
+	p, err := call.place(binary.BigEndian.Uint64(head[:]), int64(binary.BigEndian.Uint32(head[8:])))
+	clear(p)
+	return err
+}
+
+// place is where the bytes [at, at+n) of the export go, which must be asked for
+// and not there yet.
+func (call *clientCall) place(at uint64, n int64) ([]byte, error) {
+	start := int64(at)
+	if start < call.off || n <= 0 || n > call.n || start-call.off > call.n-n {
+		return nil, fmt.Errorf("%w: %d bytes at %d in the reply to a read of %d at %d", errBreach, n, at, call.n, call.off)
+	}
+	e := layers.Extent{Off: start, Len: n}
+	i, _ := slices.BinarySearchFunc(call.arrived, start, func(e layers.Extent, off int64) int {
+		if e.Off < off {
+			return -1
+		}
+		return 1
+	})
+	if i > 0 && call.arrived[i-1].End() > start || i < len(call.arrived) && call.arrived[i].Off < e.End() {
+		return nil, fmt.Errorf("%w: the bytes at %d come twice", errBreach, at)
+	}
+	before, after := i > 0 && call.arrived[i-1].End() == start, i < len(call.arrived) && call.arrived[i].Off == e.End()
+	switch {
+	case before && after:
+		call.arrived[i-1].Len += n + call.arrived[i].Len
+		call.arrived = slices.Delete(call.arrived, i, i+1)
+	case before:
+		call.arrived[i-1].Len += n
+	case after:
+		call.arrived[i].Off, call.arrived[i].Len = start, n+call.arrived[i].Len
+	case len(call.arrived) == maxPieces:
+		return nil, fmt.Errorf("%w: a reply in more than %d scattered pieces", errBreach, maxPieces)
+	default:
+		call.arrived = slices.Insert(call.arrived, i, e)
+	}
+	return call.into[start-call.off:][:n], nil
+}
+
+// statusChunk takes the descriptors of base:allocation. Where zeros are said,
+// the bytes are zero; all else must be read.
+func (c *Client) statusChunk(call *clientCall, count int64) error {
+	var d [8]byte
+	if err := c.read(d[:4]); err != nil {
+		return err
+	}
+	if id := binary.BigEndian.Uint32(d[:]); id != c.context || call.stated {
+		return fmt.Errorf("%w: block status of context %d", errBreach, id)
+	}
+	call.stated = true
+	off, end := call.off, call.off+call.n
+	for range count {
+		if err := c.read(d[:]); err != nil {
+			return err
+		}
+		n, state := int64(binary.BigEndian.Uint32(d[:])), binary.BigEndian.Uint32(d[4:])
+		if n == 0 || off >= end {
+			return fmt.Errorf("%w: block status with %d bytes at %d, asked up to %d", errBreach, n, off, end)
+		}
+		e := layers.Extent{Off: off, Len: min(n, end-off), Kind: layers.Data}
+		if state&stateZero != 0 {
+			e.Kind = layers.Zero
+		}
+		off = e.End() // the last one may go beyond what was asked
+		last := len(call.status) - 1
+		switch {
+		case last >= 0 && call.status[last].Kind == e.Kind && call.status[last].End() == e.Off:
+			call.status[last].Len += e.Len
+		case len(call.status) < maxKept:
+			call.status = append(call.status, e)
+		}
+	}
+	return nil
+}
+
+// errorChunk takes ERROR, ERROR_OFFSET, and errors that are yet to be invented,
+// which begin alike.
+func (c *Client) errorChunk(call *clientCall, n uint32) error {
+	p := make([]byte, n)
+	if err := c.read(p); err != nil {
+		return err
+	}
+	errno, length := binary.BigEndian.Uint32(p), int(binary.BigEndian.Uint16(p[4:]))
+	if errno == 0 || length > len(p)-6 {
+		return fmt.Errorf("%w: error chunk %x", errBreach, p[:6])
+	}
+	if call.refused == nil {
+		call.refused = serverError(errno, string(p[6:6+length]))
+	}
+	return nil
+}
+
+// finish ends a call whose last chunk has come.
+func (c *Client) finish(call *clientCall) error {
+	if call.refused == nil {
+		switch got := call.arrived; {
+		case call.cmd == cmdRead && (len(got) != 1 || got[0].Len != call.n):
+			return fmt.Errorf("%w: a reply without all of the %d bytes at %d", errBreach, call.n, call.off)
+		case call.cmd == cmdBlockStatus && len(call.status) == 0:
+			return fmt.Errorf("%w: a block status without extents", errBreach)
+		}
+	}
+	c.leave(call, call.refused)
+	return nil
+}
+
+// serverError is the error of a reply, with the server's text if it sent one.
+// Numbers that the protocol does not have are I/O errors: "Error values".
+func serverError(number uint32, text string) error {
+	errno := syscall.EIO
+	switch number {
+	case errnoPerm, errnoIO, errnoNoMem, errnoInval, errnoNoSpace, errnoNotSup, errnoShutdown, uint32(syscall.EOVERFLOW):
+		errno = syscall.Errno(number)
+	}
+	if text == "" {
+		return fmt.Errorf("the server says: %w", errno)
+	}
+	return fmt.Errorf("the server says: %w (%s)", errno, strconv.Quote(text))
+}
