@@ -18,7 +18,7 @@ import (
 // The image comes into being under another name beside it and gets its own
 // when it is whole and durable, so that path never holds half of one.
 func (c *call) directRestore(ref, path string) error {
-	if err := checkDestination(path, c.Bool("force")); err != nil {
+	if err := checkDestination("restore", path, c.Bool("force")); err != nil {
 		return err
 	}
 	t, b, err := c.openBackup(ref)
@@ -52,24 +52,24 @@ func (c *call) directRestore(ref, path string) error {
 	return nil
 }
 
-// checkDestination refuses what a restore would destroy. It looks before the
-// target is asked for anything.
-func checkDestination(path string, force bool) error {
+// checkDestination refuses what a restore or an export would destroy. It looks
+// before anything is begun.
+func checkDestination(act, path string, force bool) error {
 	if info, err := os.Stat(filepath.Dir(path)); err != nil {
-		return fmt.Errorf("restore to %s: the folder: %w", path, err)
+		return fmt.Errorf("%s to %s: the folder: %w", act, path, err)
 	} else if !info.IsDir() {
-		return usagef("restore to %s: %s is no folder", path, filepath.Dir(path))
+		return usagef("%s to %s: %s is no folder", act, path, filepath.Dir(path))
 	}
 	info, err := os.Stat(path)
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return nil
 	case err != nil:
-		return fmt.Errorf("restore to %s: %w", path, err)
+		return fmt.Errorf("%s to %s: %w", act, path, err)
 	case !info.Mode().IsRegular():
-		return usagef("restore to %s: it is not a regular file; restore to a file and copy that with dd or nbdcopy", path)
+		return usagef("%s to %s: it is not a regular file; %s to a file and copy that with dd or nbdcopy", act, path, act)
 	case !force:
-		return &agent.Error{Reason: agent.Conflict, Message: fmt.Sprintf("restore to %s: it exists; --force overwrites it", path)}
+		return &agent.Error{Reason: agent.Conflict, Message: fmt.Sprintf("%s to %s: it exists; --force overwrites it", act, path)}
 	}
 	return nil
 }

@@ -22,6 +22,8 @@ func (p *program) volumeCommand() *cli.Command {
 			outputFlags(&cli.BoolFlag{Name: "long", Usage: "also what it takes on disk and how to attach it"}),
 			(*call).volumeShow),
 		p.verb("grow", "VOLUME SIZE", "make a volume larger; it may be in use", outputFlags(), (*call).volumeGrow),
+		p.importVerb(),
+		p.exportVerb(),
 		p.verb("delete", "VOLUME...", "delete volumes and their snapshots; backups stay", nil, (*call).volumeDelete))
 }
 

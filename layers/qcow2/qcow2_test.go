@@ -350,7 +350,7 @@ func (w *failingWriter) WriteAt(p []byte, off int64) (int, error) {
 // readAll reads all of an image by its extents, within a bound.
 func readAll(m *qcow2.Image) error {
 	count := 0
-	for e, err := range m.Extents(0, min(m.Size(), 1<<30)) {
+	for e, err := range m.Extents(0, min(m.Size(), 16<<20)) {
 		if err != nil {
 			return err
 		}
