@@ -1,4 +1,4 @@
-// Package nbd serves block devices to NBD clients.
+// Package nbd serves block devices to NBD clients, and is a client itself.
 //
 // # Concepts
 //
@@ -48,10 +48,18 @@
 // A panic in a device, or in List, Open or Close, is logged and answered as an
 // error; other requests go on.
 //
+// # Client
+//
+// A [Client] is an export of any server as a Device: [Dial], then call its
+// methods from as many goroutines as there shall be requests in flight. It has
+// nothing in common with the server but the numbers of the protocol. A dead
+// connection stays dead; who wants another dials again.
+//
 // # Locks
 //
 // schedule.mu and outbox.mu are never held together, nor while the device or
 // the socket is called. Server.mu is not held while a session works.
+// Client.partial is taken before a request is sent; Client.mu is innermost.
 //
 // # Hazards
 //

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"compress/flate"
 	"io"
+	"sync"
 
 	zstdlib "github.com/klauspost/compress/zstd"
 )
@@ -34,15 +35,35 @@ func (m *Image) decompress(entry uint64) ([]byte, error) {
 // inflate fills a cluster. What follows in p is of others.
 func (m *Image) inflate(cluster, p []byte) error {
 	if m.head.compression == zstd {
-		d, err := zstdlib.NewReader(bytes.NewReader(p), zstdlib.WithDecoderConcurrency(1), zstdlib.WithDecoderLowmem(true),
-			zstdlib.WithDecoderMaxMemory(1<<26), zstdlib.WithDecoderMaxWindow(2<<maxClusterBits))
-		if err != nil {
+		d := zstdReaders.Get().(*zstdlib.Decoder)
+		defer zstdReaders.Put(d)
+		if err := d.Reset(bytes.NewReader(p)); err != nil {
 			return err
 		}
-		defer d.Close()
-		_, err = io.ReadFull(d, cluster)
+		_, err := io.ReadFull(d, cluster)
 		return err
 	}
-	_, err := io.ReadFull(flate.NewReader(bytes.NewReader(p)), cluster)
+	d := deflateReaders.Get().(io.Reader)
+	defer deflateReaders.Put(d)
+	if err := d.(flate.Resetter).Reset(bytes.NewReader(p), nil); err != nil {
+		return err
+	}
+	_, err := io.ReadFull(d, cluster)
 	return err
 }
+
+// Readers are kept: each has tens of KiB of tables. One that met an error is as
+// good as new after Reset.
+var (
+	deflateReaders = sync.Pool{New: func() any { return flate.NewReader(nil) }}
+	zstdReaders    = sync.Pool{New: func() any {
+		// With one goroutine it works in its caller's, so nothing is left
+		// behind when the pool drops it.
+		d, err := zstdlib.NewReader(nil, zstdlib.WithDecoderConcurrency(1), zstdlib.WithDecoderLowmem(true),
+			zstdlib.WithDecoderMaxMemory(64<<20), zstdlib.WithDecoderMaxWindow(2<<maxClusterBits))
+		if err != nil {
+			panic("qcow2: " + err.Error()) // the options are constants
+		}
+		return d
+	}}
+)

@@ -21,7 +21,7 @@
 // An image may come from somebody who wants to do harm. The package opens no
 // file: a backing file is refused unless the caller says where to find it
 // ([Options.Backing]). Every offset and length is checked against the file, and
-// memory is bounded by 32 MiB for the L1 table and 16 MiB of caches. Reading
+// memory is bounded by 32 MiB for the L1 table and 40 MiB of caches. Reading
 // changes nothing, and there is nothing to follow in a circle.
 //
 // An L1 entry and an L2 entry are checked when they are met, so damage is found
