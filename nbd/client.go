@@ -101,19 +101,19 @@ func Dial(ctx context.Context, uri string, o ClientOptions) (*Client, error) {
 	interrupt := context.AfterFunc(ctx, func() { conn.Close() })
 	err = c.shake(address.Export)
 	if !interrupt() && err == nil {
-		err = context.Cause(ctx)
+		err = ctx.Err()
 	}
 	if err != nil {
 		conn.Close()
 		if ctx.Err() != nil {
-			err = context.Cause(ctx)
+			err = ctx.Err()
 		}
 		return nil, fmt.Errorf("handshake with %s: %w", uri, err)
 	}
 	conn.SetDeadline(time.Time{})
 	go c.send()
 	go c.receive()
-	c.stop = context.AfterFunc(ctx, func() { c.fail(context.Cause(ctx)) })
+	c.stop = context.AfterFunc(ctx, func() { c.fail(ctx.Err()) })
 	return c, nil
 }
 

@@ -155,6 +155,26 @@ func TestTransferEnds(t *testing.T) {
 	}
 }
 
+// TestStreamInterrupted: Ctrl-C ends an import from a pipe that nobody writes to.
+func TestStreamInterrupted(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	defer w.Close() // which ends the read that was left behind
+	ctx, cancel := context.WithCancel(t.Context())
+	to := &recorder{bytes: make([]byte, 1<<20), left: -1}
+	tr := (&call{program: &program{stderr: io.Discard}}).newTransfer("copy", to, true, 1<<20)
+	ended := make(chan error, 1)
+	go func() { ended <- tr.wholeStream(ctx, interruptible(ctx, r), 1<<20) }()
+	w.Write([]byte("some"))
+	cancel()
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("error %v, want %v", err, context.Canceled)
+	}
+}
+
 func TestZeroRun(t *testing.T) {
 	p := make([]byte, 4*layers.BlockSize)
 	p[2*layers.BlockSize] = 1

@@ -117,12 +117,38 @@ func (c *call) openStdin(format string) (source, error) {
 			s.size = max(0, info.Size()-at)
 		}
 	}
-	r := bufio.NewReader(c.stdin)
+	r := bufio.NewReaderSize(interruptible(c.ctx, c.stdin), layers.ScanPiece)
 	if start, _ := r.Peek(len(qcow2.Magic)); format == "auto" && string(start) == qcow2.Magic {
 		return s, usagef("this is a qcow2 image, which is read from files only; --format raw imports it as it stands")
 	}
 	s.stream = r
 	return s, nil
+}
+
+// interruptible is r, but a read ends with ctx. What waits in r then waits on
+// until the program ends, as nothing else can be done about a pipe.
+func interruptible(ctx context.Context, r io.Reader) io.Reader {
+	out, in := io.Pipe()
+	context.AfterFunc(ctx, func() { out.CloseWithError(ctx.Err()) })
+	go func() {
+		_, err := io.CopyBuffer(struct{ io.Writer }{in}, struct{ io.Reader }{r}, make([]byte, layers.ScanPiece))
+		in.CloseWithError(err) // nil: the end
+	}()
+	return reader{ctx, out}
+}
+
+// A reader says why a context ended its pipe.
+type reader struct {
+	ctx context.Context
+	io.Reader
+}
+
+func (r reader) Read(p []byte) (int, error) {
+	n, err := r.Reader.Read(p)
+	if err == io.ErrClosedPipe {
+		err = r.ctx.Err()
+	}
+	return n, err
 }
 
 // importSize is the size of the volume: that of the image, or --size.
