@@ -133,8 +133,10 @@ func (v *Volume) growJournal() error {
 		return err
 	}
 	return v.commits.alone(func() error {
-		old := v.journal
 		err := v.checkpoint() // leaves no record alive: nobody else commits
+		v.checkpoints.Lock()  // a merge may checkpoint too, which moves the barrier
+		defer v.checkpoints.Unlock()
+		old := v.journal
 		if err == nil {
 			err = large.begin(old.gen, old.next.seq)
 		}
@@ -150,8 +152,6 @@ func (v *Volume) growJournal() error {
 			large.f.close()
 			return err
 		}
-		v.checkpoints.Lock()
-		defer v.checkpoints.Unlock()
 		v.ring.Lock()
 		defer v.ring.Unlock()
 		v.journal = large

@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"syscall"
 	"testing"
@@ -79,6 +80,24 @@ func TestDeviceErrors(t *testing.T) {
 	}
 }
 
+// A safeBuffer is a log that is read while sessions still write it.
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
 // TestPanics: a panic in the owner's code is an error of one request or option,
 // and is logged.
 func TestPanics(t *testing.T) {
@@ -92,7 +111,7 @@ func TestPanics(t *testing.T) {
 	m := nbdtest.NewMemory(1 << 20)
 	m.Faults = nbdtest.Faults{Read: boom, Write: boom, Zero: boom, Flush: func() error { return boom(0, 0) }}
 	s := newShelf(nbd.Export{Name: "x", Device: m})
-	var log bytes.Buffer
+	var log safeBuffer
 	path := serve(t, &nbd.Server{
 		Log:  slog.New(slog.NewTextHandler(&log, nil)),
 		List: func(context.Context) ([]nbd.Listing, error) { panic("boom") },

@@ -152,8 +152,8 @@ func TestReadsOfOneFrameShareAFetch(t *testing.T) {
 		})
 	}
 	wg.Wait()
-	if n, want := len(c.take()), len(l.root.spans.rows[0].leaves)+1; n != want {
-		t.Errorf("20 reads at once took %d requests, want %d", n, want)
+	if n, most := len(c.take()), len(l.root.spans.rows[0].leaves)+1; n == 0 || n > most {
+		t.Errorf("20 reads at once took %d requests, want 1 to %d", n, most)
 	}
 }
 
