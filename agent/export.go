@@ -49,14 +49,17 @@ func (a *Agent) Exports(ctx context.Context) ([]ExportInfo, error) {
 	}
 	var exports []ExportInfo
 	for _, v := range volumes {
-		if !a.exportable(v) {
+		readable, writable := a.exportable(v)
+		if !readable {
 			continue
 		}
 		name := v.Name
 		if count[name] > 1 {
 			name = v.ID.String()
 		}
-		exports = append(exports, ExportInfo{name, describeVolume(v)})
+		if writable {
+			exports = append(exports, ExportInfo{name, describeVolume(v)})
+		}
 		for _, s := range of[v.ID] {
 			if s.System || s.Status != catalog.Available {
 				continue
@@ -71,15 +74,17 @@ func (a *Agent) Exports(ctx context.Context) ([]ExportInfo, error) {
 	return exports, nil
 }
 
-func (a *Agent) exportable(record catalog.Volume) bool {
+// exportable reports whether the snapshots of a volume can be opened, and
+// whether the volume itself can.
+func (a *Agent) exportable(record catalog.Volume) (readable, writable bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v := a.volumes[record.ID]
 	if v == nil {
-		return false
+		return false, false
 	}
 	_, err := v.usable(record)
-	return err == nil
+	return err == nil, err == nil && !v.reserved
 }
 
 func describeVolume(v catalog.Volume) string {
@@ -117,6 +122,9 @@ func (a *Agent) exportVolume(name string) (*Export, error) {
 	attachment := Attachment{ID: layers.NewID(), Export: name, Since: time.Now().UTC()}
 	a.mu.Lock()
 	data, err := v.usable(record)
+	if err == nil && v.reserved {
+		err = fail(Conflict, "volume %s is in maintenance: it can be opened when that has ended, with: varve volume detach %s", record.Name, record.Name)
+	}
 	if err == nil {
 		v.attached[attachment.ID] = attachment
 	}

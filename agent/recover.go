@@ -182,6 +182,7 @@ func (a *Agent) recoverVolume(record catalog.Volume) error {
 	}
 	data, err := a.openVolume(record.ID)
 	v := newVolume(record.ID, data, err)
+	v.reserved = record.Maintenance
 	a.addVolume(v)
 	if err != nil {
 		a.log.Error("a volume cannot be opened", "volume", record.ID, "name", record.Name, "error", err)

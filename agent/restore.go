@@ -223,7 +223,7 @@ func (s *restoration) settle(tx *catalog.Tx, err error) error {
 		case err != nil && !s.fresh && !s.touched:
 			v.Status = previous
 		case err == nil:
-			v.Status, v.Reason = catalog.Available, ""
+			v.Status, v.Reason = s.a.useOf(s.volume), ""
 			if s.fresh && checkName("volume", s.name) == nil {
 				v.Name = s.name
 			}

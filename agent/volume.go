@@ -74,6 +74,7 @@ type volume struct {
 	attached map[layers.ID]Attachment
 	readers  map[layers.ID]int // by snapshot: who reads it now
 	busy     string            // what has the volume for itself; empty: nothing
+	reserved bool              // it is in maintenance: nobody may open it for writing
 }
 
 func newVolume(id layers.ID, data *layers.Volume, err error) *volume {
@@ -339,20 +340,28 @@ func (a *Agent) settleUse(v *volume) error {
 		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) {
 			use := a.useOf(v)
 			switch {
-			case r.Status == catalog.Available || r.Status == catalog.InUse:
+			case settled(r.Status):
 				r.Status = use
-			case r.PreviousStatus == catalog.Available || r.PreviousStatus == catalog.InUse:
+			case settled(r.PreviousStatus):
 				r.PreviousStatus = use
 			}
 		})
 	})
 }
 
+// settled reports whether a status is one of a volume that nothing happens to.
+func settled(s catalog.Status) bool {
+	return s == catalog.Available || s == catalog.InUse || s == catalog.Maintenance
+}
+
 // useOf is the status of a volume that nothing happens to.
 func (a *Agent) useOf(v *volume) catalog.Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if len(v.attached) > 0 {
+	switch {
+	case v.reserved:
+		return catalog.Maintenance
+	case len(v.attached) > 0:
 		return catalog.InUse
 	}
 	return catalog.Available
@@ -399,6 +408,9 @@ func (a *Agent) DeleteVolume(ctx context.Context, ref string) error {
 		var locked *layers.LockedError
 		if errors.As(v.err, &locked) {
 			return fail(InUse, "volume %s: %w", record.Name, v.err)
+		}
+		if v.reserved {
+			return fail(InUse, "volume %s is in maintenance: end that first with: varve volume detach %s", record.Name, record.Name)
 		}
 		return v.idle(record)
 	})

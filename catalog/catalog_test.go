@@ -66,9 +66,10 @@ func roundTrip[T any](t *testing.T, table Table[T], record T) {
 func TestEveryRecordComesBackAsItWas(t *testing.T) {
 	when := time.Date(2026, 2, 26, 12, 20, 41, 123456789, time.UTC)
 	id := layers.NewID
-	roundTrip(t, Volumes, Volume{id(), "v", "d", 1 << 40, BackingUp, InUse, "", "default", true,
-		map[string]string{"a": "ü"}, id(), id(), when, when})
-	roundTrip(t, Snapshots, Snapshot{id(), id(), "s", "", 4096, Error, "why", true, when})
+	roundTrip(t, Volumes, Volume{ID: id(), Name: "v", Description: "d", Size: 1 << 40, Status: BackingUp, PreviousStatus: InUse,
+		Type: "default", Bootable: true, Maintenance: true, Properties: map[string]string{"a": "ü"},
+		SnapshotID: id(), SourceVolumeID: id(), Created: when, Updated: when})
+	roundTrip(t, Snapshots, Snapshot{ID: id(), VolumeID: id(), Name: "s", Size: 4096, Status: Error, Reason: "why", System: true, Created: when})
 	roundTrip(t, Backups, Backup{ID: id(), TargetID: id(), ParentID: id(), Status: Creating, Duration: time.Hour, Created: when})
 	roundTrip(t, Targets, Target{id(), id(), "t", "s3://bucket", true, when, time.Time{}})
 	roundTrip(t, Operations, Operation{id(), "backup create", id(), Failed, "no", "note", 1, 2, when, when})

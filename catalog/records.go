@@ -13,6 +13,7 @@ const (
 	Creating        Status = "creating"
 	Available       Status = "available"
 	InUse           Status = "in-use"
+	Maintenance     Status = "maintenance" // a volume that is kept from its clients
 	BackingUp       Status = "backing-up"
 	RestoringBackup Status = "restoring-backup" // a volume that a restore fills
 	Restoring       Status = "restoring"        // a backup that a restore reads
@@ -34,6 +35,7 @@ type Volume struct {
 	Reason         string // why Status is an error; empty otherwise
 	Type           string // volume type, "default"
 	Bootable       bool
+	Maintenance    bool // kept from its clients, whatever Status says besides
 	Properties     map[string]string
 	SnapshotID     layers.ID // the snapshot it was made from; zero if none
 	SourceVolumeID layers.ID // the volume it was cloned from; zero if none

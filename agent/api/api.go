@@ -10,6 +10,7 @@
 //
 //	GET POST     /v1/volumes             GET DELETE  /v1/volumes/{volume}
 //	POST         /v1/volumes/{volume}/grow
+//	POST DELETE  /v1/volumes/{volume}/maintenance
 //	GET POST     /v1/snapshots           GET DELETE  /v1/snapshots/{snapshot}
 //	GET POST     /v1/backups             GET DELETE  /v1/backups/{backup}
 //	POST         /v1/backups/{backup}/restore    …/verify

@@ -38,6 +38,18 @@ func (c *Client) GrowVolume(ctx context.Context, name string, size int64) (Volum
 	return out.Volume, err
 }
 
+// BeginMaintenance keeps a volume from its clients.
+func (c *Client) BeginMaintenance(ctx context.Context, name string) (Volume, error) {
+	out, err := call[volumeBody](ctx, c, http.MethodPost, "volumes", "volume", name, "maintenance", nil)
+	return out.Volume, err
+}
+
+// EndMaintenance gives a volume back to its clients.
+func (c *Client) EndMaintenance(ctx context.Context, name string) (Volume, error) {
+	out, err := call[volumeBody](ctx, c, http.MethodDelete, "volumes", "volume", name, "maintenance", nil)
+	return out.Volume, err
+}
+
 // DeleteVolume removes a volume and its snapshots.
 func (c *Client) DeleteVolume(ctx context.Context, name string) error {
 	return c.remove(ctx, "volumes", "volume", name)

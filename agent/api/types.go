@@ -77,6 +77,7 @@ type Volume struct {
 	SizeBytes      int64           `json:"size_bytes"`
 	PreviousStatus *string         `json:"previous_status"`
 	FailReason     *string         `json:"fail_reason" doc:"why the status is an error"`
+	Maintenance    bool            `json:"maintenance" doc:"NBD clients are refused"`
 	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
 	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
 	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"what each snapshot alone holds, oldest first"`

@@ -84,9 +84,22 @@ func (s *Server) addVolumes(h huma.API) {
 		}
 		return &answer[volumeBody]{volumeBody{s.volume(v)}}, nil
 	})
+	huma.Post(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).BeginMaintenance))
+	huma.Delete(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).EndMaintenance))
 	huma.Delete(h, "/v1/volumes/{volume}", func(ctx context.Context, in *volumeRef) (*struct{}, error) {
 		return nil, answerFor(s.config.Agent.DeleteVolume(ctx, in.Volume))
 	})
+}
+
+// maintenance answers with the volume after a change of its maintenance.
+func (s *Server) maintenance(change func(*agent.Agent, context.Context, string) (agent.VolumeView, error)) func(context.Context, *volumeRef) (*answer[volumeBody], error) {
+	return func(ctx context.Context, in *volumeRef) (*answer[volumeBody], error) {
+		v, err := change(s.config.Agent, ctx, in.Volume)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return &answer[volumeBody]{volumeBody{s.volume(v)}}, nil
+	}
 }
 
 // newVolume takes the size in either unit.
@@ -133,6 +146,7 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		SizeBytes:      v.Size,
 		PreviousStatus: optional(string(v.PreviousStatus)),
 		FailReason:     optional(v.Reason),
+		Maintenance:    v.Maintenance,
 		ActualBytes:    v.Allocated,
 		LiveBytes:      v.Live,
 		SnapshotUsage:  make([]SnapshotUsage, len(v.Snapshots)),

@@ -22,6 +22,8 @@ func (p *program) volumeCommand() *cli.Command {
 			outputFlags(&cli.BoolFlag{Name: "long", Usage: "also what it takes on disk and how to attach it"}),
 			(*call).volumeShow),
 		p.verb("grow", "VOLUME SIZE", "make a volume larger; it may be in use", outputFlags(), (*call).volumeGrow),
+		p.attachVerb(),
+		p.detachVerb(),
 		p.importVerb(),
 		p.exportVerb(),
 		p.verb("delete", "VOLUME...", "delete volumes and their snapshots; backups stay", nil, (*call).volumeDelete))
@@ -163,6 +165,7 @@ func volumeLongFields(v api.Volume) []field {
 	return []field{
 		{"actual_size", byteCount(v.ActualBytes)},
 		{"live_size", byteCount(v.LiveBytes)},
+		{"maintenance", v.Maintenance},
 		{"size_bytes", int64(v.SizeBytes)},
 		{"fail_reason", orNone(v.FailReason)},
 		{"previous_status", orNone(v.PreviousStatus)},
@@ -174,6 +177,9 @@ func volumeLongFields(v api.Volume) []field {
 // attachments are the clients that have the volume open, a text each.
 func attachments(v api.Volume) []string {
 	out := []string{}
+	if v.Maintenance {
+		out = append(out, "maintenance, without clients")
+	}
 	for _, a := range v.Attachments {
 		out = append(out, fmt.Sprintf("NBD client of %s since %v", a.Export, formatTime(a.AttachedAt.Time)))
 	}
