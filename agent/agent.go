@@ -57,6 +57,7 @@ type Agent struct {
 	stop    context.CancelCauseFunc
 	work    sync.WaitGroup // running operations
 	moving  chan struct{}  // a place for each operation that moves data
+	room    roomWatch
 	closing sync.Once
 
 	mu       sync.Mutex // guards what follows; held for instants only
@@ -127,6 +128,7 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 		cat.Close()
 		return nil, err
 	}
+	a.work.Go(func() { a.watchRoom(a.ctx) })
 	return a, nil
 }
 

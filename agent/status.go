@@ -7,17 +7,8 @@ import (
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"varve/catalog"
 	"varve/layers"
-)
-
-// The state folder's file system is low when less than this is free, of all of
-// it and in bytes: then snapshots and writes will soon fail.
-const (
-	lowShare = 20 // one part in
-	lowBytes = 1 << 30
 )
 
 // Status is the daemon at a glance.
@@ -77,7 +68,15 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 	if err := a.addTargets(ctx, &s); err != nil {
 		return Status{}, err
 	}
-	return s, s.addSpace()
+	r, err := roomOf(s.State)
+	if err != nil {
+		return Status{}, err
+	}
+	s.Free, s.Capacity = r.free, r.capacity
+	if warning := a.warnRoom(r); warning != "" {
+		s.Warnings = append(s.Warnings, warning)
+	}
+	return s, nil
 }
 
 func (s *Status) warn(format string, args ...any) {
@@ -114,21 +113,6 @@ func (a *Agent) addTargets(ctx context.Context, s *Status) error {
 		if t.Error != "" {
 			s.warn("Target %s (%s) cannot be used: %s.", t.Name, t.URL, t.Error)
 		}
-	}
-	return nil
-}
-
-// addSpace looks how much the file system of the state folder can take.
-func (s *Status) addSpace() error {
-	var fs unix.Statfs_t
-	if err := unix.Statfs(s.State, &fs); err != nil {
-		return fail(Unavailable, "look at the space of %s: %w", s.State, err)
-	}
-	s.Free = int64(fs.Bavail) * fs.Bsize
-	s.Capacity = int64(fs.Blocks) * fs.Bsize
-	if s.Free < lowBytes || s.Free < s.Capacity/lowShare {
-		s.warn("The file system of %s has only %d MiB free: volumes fail to write when it is full. Delete snapshots, or make room.",
-			s.State, s.Free>>20)
 	}
 	return nil
 }

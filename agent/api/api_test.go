@@ -136,6 +136,9 @@ func TestErrorShape(t *testing.T) {
 		{"POST", "/v1/backups/none/restore", `{"restore":{}}`, 404, "itemNotFound", "none"},
 		{"POST", "/v1/backups/none/verify", `{"verify":{}}`, 404, "itemNotFound", "none"},
 		{"POST", "/v1/volumes/none/grow", `{"grow":{"size_bytes":4096}}`, 404, "itemNotFound", "none"},
+		{"GET", "/v1/snapshots/none/diff/none", "", 404, "itemNotFound", "none"},
+		{"POST", "/v1/volumes/none/maintenance", "", 404, "itemNotFound", "none"},
+		{"DELETE", "/v1/volumes/none/maintenance", "", 404, "itemNotFound", "none"},
 		{"GET", "/v1/operations/none", "", 404, "itemNotFound", "none"},
 		{"GET", "/v1/operations/none?wait=1", "", 404, "itemNotFound", "none"},
 		{"GET", "/v1/operations/00000000-0000-7000-8000-000000000001/events", "", 404, "itemNotFound", "00000000-0000-7000-8000-000000000001"},
@@ -255,7 +258,7 @@ func TestOpenAPI(t *testing.T) {
 	want := []string{
 		"/v1/backups", "/v1/backups/{backup}", "/v1/backups/{backup}/restore", "/v1/backups/{backup}/verify",
 		"/v1/mounts", "/v1/mounts/{mount}", "/v1/operations", "/v1/operations/{operation}", "/v1/operations/{operation}/events",
-		"/v1/snapshots", "/v1/snapshots/{snapshot}", "/v1/status", "/v1/targets", "/v1/targets/{target}", "/v1/targets/{target}/sync",
+		"/v1/snapshots", "/v1/snapshots/{snapshot}", "/v1/snapshots/{snapshot}/diff/{other}", "/v1/status", "/v1/targets", "/v1/targets/{target}", "/v1/targets/{target}/sync",
 		"/v1/volumes", "/v1/volumes/{volume}", "/v1/volumes/{volume}/grow", "/v1/volumes/{volume}/maintenance",
 	}
 	for _, p := range want {

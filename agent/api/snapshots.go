@@ -49,6 +49,7 @@ func (s *Server) addSnapshots(h huma.API) {
 	huma.Get(h, "/v1/snapshots/{snapshot}", func(ctx context.Context, in *snapshotRef) (*answer[snapshotBody], error) {
 		return s.snapshotAnswer(ctx, in.Snapshot)
 	})
+	s.addDiff(h)
 	huma.Delete(h, "/v1/snapshots/{snapshot}", func(ctx context.Context, in *snapshotRef) (*struct{}, error) {
 		return nil, answerFor(s.config.Agent.DeleteSnapshot(ctx, in.Snapshot))
 	})

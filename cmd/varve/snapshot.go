@@ -16,10 +16,11 @@ func (p *program) snapshotCommand() *cli.Command {
 		p.verb("list", "[VOLUME]", "list snapshots, oldest first",
 			outputFlags(
 				&cli.BoolFlag{Name: "long", Usage: "also the volume, the time and what each alone holds on disk"},
-				&cli.BoolFlag{Name: "system", Usage: "also those that Varve made itself, for a backup"}),
+				&cli.BoolFlag{Name: "all", Aliases: []string{"system"}, Usage: "also those that Varve made itself, for a backup"}),
 			(*call).snapshotList),
 		p.verb("show", "SNAPSHOT", "show one snapshot; VOLUME@SNAPSHOT where the name alone is ambiguous",
 			outputFlags(), (*call).snapshotShow),
+		p.diffVerb(),
 		p.verb("delete", "SNAPSHOT...", "delete snapshots; all others read as before", nil, (*call).snapshotDelete))
 }
 
@@ -54,7 +55,7 @@ func (c *call) snapshotList() error {
 	if len(c.args) > 0 {
 		volume = c.args[0]
 	}
-	all, err := client.Snapshots(c.ctx, volume, c.Bool("system"))
+	all, err := client.Snapshots(c.ctx, volume, c.Bool("all"))
 	if err != nil {
 		return err
 	}

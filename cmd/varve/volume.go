@@ -119,6 +119,10 @@ func (c *call) volumeGrow() error {
 	if err != nil {
 		return err
 	}
+	if count := len(v.Attachments); count > 0 {
+		fmt.Fprintf(c.stderr, "volume grow: the NBD connections of %s (%d) keep the size that they began with: "+
+			"a client sees the new one when it connects again\n", printable(v.Name), count)
+	}
 	return out.show(c.stdout, volumeFields(v))
 }
 
