@@ -19,11 +19,13 @@ const (
 	MaxSize = 1 << 44
 )
 
-// Flags of a layerRecord. docs/format.md, "chain".
+// Flags of a record. docs/format.md, "chain".
 const (
-	flagSnapshot = 1 << 0 // the boundary's data is kept
-	flagMark     = 1 << 1 // only what changed since is kept
-	knownFlags   = flagSnapshot | flagMark
+	flagSnapshot  = 1 << 0 // the boundary's data is kept
+	flagMark      = 1 << 1 // only what changed since is kept
+	flagShared    = 1 << 2 // other volumes may have the layer's files too
+	boundaryFlags = flagSnapshot | flagMark
+	knownFlags    = boundaryFlags | flagShared
 )
 
 // chain is the file "chain": the layers of a volume, each after the one below
@@ -38,12 +40,13 @@ type chain struct {
 // layerRecord is one layer of a chain.
 type layerRecord struct {
 	ID       ID
-	Origin   ID        // the volume that has the files; zero: this one
+	Origin   ID        // the volume that made the files; zero: this one
 	Boundary ID        // zero: none
 	Size     int64     // bytes: when sealed; of the head: now
 	Sealed   time.Time // zero: the head
 	Parent   int       // index of the layer below; -1: none
-	Flags    uint32
+	Flags    uint32    // flagSnapshot, flagMark or neither
+	Shared   bool      // other volumes may have the files too
 }
 
 // checkSize returns an error if a volume cannot have this many bytes.
@@ -82,7 +85,11 @@ func (l layerRecord) encode(b []byte) {
 		le.PutUint64(b[56:], uint64(l.Sealed.UnixNano()))
 	}
 	le.PutUint32(b[64:], uint32(l.Parent)) // -1 becomes noParent
-	le.PutUint32(b[68:], l.Flags)
+	flags := l.Flags
+	if l.Shared {
+		flags |= flagShared
+	}
+	le.PutUint32(b[68:], flags)
 }
 
 func decodeChain(path string, b []byte) (*chain, error) {
@@ -104,11 +111,10 @@ func decodeChain(path string, b []byte) (*chain, error) {
 		if err := checkReserved(path, b, off+72, off+recordSize); err != nil {
 			return nil, err
 		}
-		l := decodeRecord(b[off:])
-		if flags := l.Flags; flags&^knownFlags != 0 {
+		if flags := le.Uint32(b[off+68:]); flags&^knownFlags != 0 {
 			return nil, fmt.Errorf("%s: flags %#x at offset %d: %w", path, flags, off+68, ErrUnsupported)
 		}
-		c.Layers = append(c.Layers, l)
+		c.Layers = append(c.Layers, decodeRecord(b[off:]))
 	}
 	if err := c.validate(); err != nil {
 		return nil, &CorruptError{path, chainHeaderSize, "a tree of layers", err.Error()}
@@ -117,7 +123,8 @@ func decodeChain(path string, b []byte) (*chain, error) {
 }
 
 func decodeRecord(b []byte) layerRecord {
-	l := layerRecord{Size: int64(le.Uint64(b[48:])), Flags: le.Uint32(b[68:]), Parent: -1}
+	flags := le.Uint32(b[68:])
+	l := layerRecord{Size: int64(le.Uint64(b[48:])), Flags: flags & boundaryFlags, Shared: flags&flagShared != 0, Parent: -1}
 	copy(l.ID[:], b)
 	copy(l.Origin[:], b[16:])
 	copy(l.Boundary[:], b[32:])
@@ -153,12 +160,14 @@ func (c *chain) validate() error {
 			return fmt.Errorf("layer %d: smaller than its parent", i)
 		case l.Parent == c.Head:
 			return fmt.Errorf("layer %d: its parent is the head", i)
-		case l.Flags == knownFlags:
+		case l.Flags == boundaryFlags:
 			return fmt.Errorf("layer %d: both snapshot and mark", i)
 		case kept == l.Boundary.IsZero() || boundaries[l.Boundary]:
 			return fmt.Errorf("layer %d: boundary %s with flags %d, or not alone", i, l.Boundary, l.Flags)
 		case (i == c.Head) != l.Sealed.IsZero() || i == c.Head && kept:
 			return fmt.Errorf("layer %d: head and seal disagree", i)
+		case i == c.Head && (l.Shared || !l.Origin.IsZero()) || l.Origin == c.Volume:
+			return fmt.Errorf("layer %d: origin %s, shared %v", i, l.Origin, l.Shared)
 		}
 		ids[l.ID] = true
 		if kept {
@@ -184,11 +193,6 @@ func (c *chain) path() []int {
 func (c *chain) supported(path string) error {
 	if n := len(c.path()); n != len(c.Layers) {
 		return fmt.Errorf("%s: %d layers are on branches: %w", path, len(c.Layers)-n, ErrUnsupported)
-	}
-	for _, l := range c.Layers {
-		if !l.Origin.IsZero() {
-			return fmt.Errorf("%s: layer %s belongs to volume %s: %w", path, l.ID, l.Origin, ErrUnsupported)
-		}
 	}
 	return nil
 }

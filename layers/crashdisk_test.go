@@ -16,17 +16,25 @@ import (
 // on the platter, whatever became of its neighbours: writes are lost, torn
 // between units, and done in any order. A unit is a block of 4096 bytes in a
 // .data file and a sector of 512 bytes elsewhere. The same holds for each name in
-// the directory between two syncs of it.
+// the directory between two syncs of it. How many names a file has is never
+// wrong: a file system counts them with each that comes or goes.
 type memDisk struct {
-	mu    sync.Mutex
+	*memWorld
 	names map[string]*memFile
 	past  map[string][]*memFile // versions of a name since the last syncDir; nil: it was not there
-	hook  func()                // called before each operation, without mu
-	fail  func(op, name string) error
+}
+
+// memWorld is what loses power at once: some directories, and the files that
+// they may share.
+type memWorld struct {
+	mu   sync.Mutex
+	dirs []*memDisk
+	hook func() // called before each operation, without mu
+	fail func(op, name string) error
 }
 
 type memFile struct {
-	d     *memDisk
+	d     *memWorld
 	name  string // that it was created with
 	unit  int64
 	data  []byte
@@ -34,17 +42,22 @@ type memFile struct {
 	sizes []int64            // lengths since the last sync, the synced one first
 }
 
-func newMemDisk() *memDisk {
-	return &memDisk{names: map[string]*memFile{}, past: map[string][]*memFile{}}
+func newMemDisk() *memDisk { return new(memWorld).mkdir() }
+
+// mkdir adds a directory.
+func (w *memWorld) mkdir() *memDisk {
+	d := &memDisk{memWorld: w, names: map[string]*memFile{}, past: map[string][]*memFile{}}
+	w.dirs = append(w.dirs, d)
+	return d
 }
 
 // begin is called at the start of each operation.
-func (d *memDisk) begin(op, name string) error {
-	if d.hook != nil {
-		d.hook()
+func (w *memWorld) begin(op, name string) error {
+	if w.hook != nil {
+		w.hook()
 	}
-	if d.fail != nil {
-		if err := d.fail(op, name); err != nil {
+	if w.fail != nil {
+		if err := w.fail(op, name); err != nil {
 			return &fs.PathError{Op: op, Path: name, Err: err}
 		}
 	}
@@ -62,7 +75,7 @@ func (d *memDisk) create(name string) (file, error) {
 	if d.names[name] != nil {
 		return nil, &fs.PathError{Op: "create", Path: name, Err: syscall.EEXIST}
 	}
-	f := &memFile{d: d, name: name, unit: sectorSize, past: map[int64][][]byte{}, sizes: []int64{0}}
+	f := &memFile{d: d.memWorld, name: name, unit: sectorSize, past: map[int64][][]byte{}, sizes: []int64{0}}
 	if strings.HasSuffix(name, ".data") {
 		f.unit = BlockSize
 	}
@@ -123,6 +136,21 @@ func (d *memDisk) remove(name string) error {
 	return nil
 }
 
+func (d *memDisk) link(name string, into disk) error {
+	if err := d.begin("link", name); err != nil {
+		return err
+	}
+	to := into.(*memDisk)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	f := d.names[name]
+	if f == nil || to.names[name] != nil {
+		return &fs.PathError{Op: "link", Path: name, Err: syscall.EINVAL}
+	}
+	to.set(name, f)
+	return nil
+}
+
 func (d *memDisk) list() ([]string, error) {
 	if err := d.begin("list", "."); err != nil {
 		return nil, err
@@ -144,11 +172,21 @@ func (d *memDisk) syncDir() error {
 
 func (d *memDisk) lock() (func() error, error) { return func() error { return nil }, nil }
 
-// crash returns a disk as it may be found after a loss of power now.
+// crash returns the directory as it may be found after a loss of power now, with
+// all others of its world.
 func (d *memDisk) crash(r *rand.Rand) *memDisk {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	out := newMemDisk()
+	w := new(memWorld)
+	files := map[*memFile]*memFile{}
+	for _, dir := range d.dirs {
+		dir.crashInto(w.mkdir(), files, r)
+	}
+	return w.dirs[slices.Index(d.dirs, d)]
+}
+
+// crashInto fills out, with one copy of a file that has several names.
+func (d *memDisk) crashInto(out *memDisk, files map[*memFile]*memFile, r *rand.Rand) {
 	all := map[string]bool{}
 	for name := range d.names {
 		all[name] = true
@@ -161,14 +199,17 @@ func (d *memDisk) crash(r *rand.Rand) *memDisk {
 		if past := d.past[name]; past != nil {
 			f = past[r.IntN(len(past))]
 		}
-		if f != nil {
-			out.names[name] = f.crash(out, r)
+		if f == nil {
+			continue
 		}
+		if files[f] == nil {
+			files[f] = f.crash(out.memWorld, r)
+		}
+		out.names[name] = files[f]
 	}
-	return out
 }
 
-func (f *memFile) crash(d *memDisk, r *rand.Rand) *memFile {
+func (f *memFile) crash(d *memWorld, r *rand.Rand) *memFile {
 	out := &memFile{d: d, name: f.name, unit: f.unit, past: map[int64][][]byte{}}
 	size := f.sizes[r.IntN(len(f.sizes))]
 	out.sizes = []int64{size}
@@ -295,6 +336,20 @@ func (f *memFile) size() (int64, error) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
 	return int64(len(f.data)), nil
+}
+
+func (f *memFile) links() (int, error) {
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	n := 0
+	for _, dir := range f.d.dirs {
+		for _, other := range dir.names {
+			if other == f {
+				n++
+			}
+		}
+	}
+	return n, nil
 }
 
 func (f *memFile) nextData(off int64) (int64, error) {

@@ -10,6 +10,7 @@ type disk interface {
 	open(name string) (file, error)   // for reading and writing
 	rename(from, to string) error     // replaces to
 	remove(name string) error
+	link(name string, into disk) error // gives the file the same name in another directory too
 	list() ([]string, error)
 	syncDir() error
 	lock() (unlock func() error, err error) // *LockedError if somebody has it
@@ -25,6 +26,7 @@ type file interface {
 	punch(off, n int64) error // reads as zeros; gives the space back where that is possible
 	truncate(size int64) error
 	size() (int64, error)
+	links() (int, error)               // how many names the file has
 	nextData(off int64) (int64, error) // first offset from off on that may not be zero; -1: none
 	close() error
 }

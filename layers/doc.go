@@ -32,6 +32,10 @@
 //	            above are dropped                                 │
 //	            no boundary: merged with the layer above ◀────────┘
 //
+// [Volume.Clone] gives the layers below a snapshot to another volume as well, by
+// hard links. A layer that several volumes have stays as it is until only one
+// has it.
+//
 // # Concurrency
 //
 // All methods are safe for concurrent use. Reads take no lock. Writes to
@@ -53,11 +57,13 @@
 //     nothing in memory names it, and after grace.wait.
 //  3. Blocks move between sealed layers under open views. Whoever resolves a
 //     block must stay inside grace until it has been read.
-//  4. A sync that failed is not repeated. Volume.sync makes the volume
+//  4. A layer whose files have other names is not changed, whoever closed them:
+//     link.lent is asked in each step of tidying.
+//  5. A sync that failed is not repeated. Volume.sync makes the volume
 //     read-only; no other code may call file.sync on an open volume.
 //
 // # Limits
 //
 // Volumes of at most 16 TiB in multiples of 512 bytes, 65533 layers, Linux.
-// Shrinking, branches and clones are not supported.
+// Shrinking and branches are not supported.
 package layers

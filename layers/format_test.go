@@ -58,7 +58,7 @@ func codecs() []codec {
 		}},
 		{"chain", (&chain{Volume: vol, Generation: 9, Head: 2, Layers: []layerRecord{
 			{ID: layer, Boundary: ID{7}, Size: 512, Sealed: at, Parent: -1, Flags: flagSnapshot},
-			{ID: ID{8}, Origin: ID{3}, Boundary: ID{9}, Size: 1024, Sealed: at, Parent: 0, Flags: flagMark},
+			{ID: ID{8}, Origin: ID{3}, Boundary: ID{9}, Size: 1024, Sealed: at, Parent: 0, Flags: flagMark, Shared: true},
 			{ID: ID{10}, Size: 4096, Parent: 1},
 		}}).encode(), -4, true, func(b []byte) ([]byte, error) {
 			c, err := decodeChain("chain", b)
@@ -197,7 +197,7 @@ func FuzzOpen(f *testing.F) {
 	f.Fuzz(func(t *testing.T, which byte, b []byte) {
 		d := newMemDisk()
 		for name, x := range base.names {
-			d.names[name] = &memFile{d: d, name: name, unit: x.unit, data: slices.Clone(x.data), past: map[int64][][]byte{}}
+			d.names[name] = &memFile{d: d.memWorld, name: name, unit: x.unit, data: slices.Clone(x.data), past: map[int64][][]byte{}}
 		}
 		x := d.names[files[int(which)%len(files)]]
 		if copy(x.data, b) < len(b) {

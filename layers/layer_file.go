@@ -101,19 +101,22 @@ func newLayerFile(d disk, id ID, size int64) *layerFile {
 	return l
 }
 
-// openLayer opens a layer that the chain names. clean says that the volume was
-// closed, so that every page of the map must be whole.
-func openLayer(d disk, id, volume ID, size int64, clean bool) (*layerFile, error) {
-	l := newLayerFile(d, id, size)
+// openLayer opens a layer of the chain of a volume. clean says that the volume
+// was closed, so that every page of the map must be whole.
+func openLayer(d disk, r layerRecord, volume ID, clean bool) (*layerFile, error) {
+	l := newLayerFile(d, r.ID, r.Size)
 	var err error
-	if l.data, err = d.open(dataName(id)); err != nil {
+	if l.data, err = d.open(dataName(r.ID)); err != nil {
 		return nil, err
 	}
-	if l.maps, err = d.open(mapName(id)); err != nil {
+	if l.maps, err = d.open(mapName(r.ID)); err != nil {
 		l.close()
 		return nil, err
 	}
-	if err := l.readGroups(volume, clean); err != nil {
+	if !r.Origin.IsZero() {
+		volume = r.Origin
+	}
+	if err := l.readGroups(volume, clean, r.Shared); err != nil {
 		l.close()
 		return nil, err
 	}
@@ -121,7 +124,7 @@ func openLayer(d disk, id, volume ID, size int64, clean bool) (*layerFile, error
 }
 
 // readGroups finds the groups that the map has.
-func (l *layerFile) readGroups(volume ID, clean bool) error {
+func (l *layerFile) readGroups(volume ID, clean, shared bool) error {
 	head := make([]byte, mapHeader)
 	n, err := l.maps.readAt(head, 0)
 	if err != nil && !isEOF(err) {
@@ -145,7 +148,7 @@ func (l *layerFile) readGroups(volume ID, clean bool) error {
 			}
 			g = uint32(at)
 		}
-		if err := l.readGroup(g, clean); err != nil {
+		if err := l.readGroup(g, clean, shared); err != nil {
 			return err
 		}
 	}
@@ -155,14 +158,17 @@ func (l *layerFile) readGroups(volume ID, clean bool) error {
 // readGroup reads both slots of a group and keeps what the newer valid one
 // says. A slot that a crash tore is written anew with the next checkpoint, so
 // that a torn slot after a clean close is damage.
-func (l *layerFile) readGroup(g uint32, clean bool) error {
+//
+// A shared layer is torn only where another volume was adding checksums. It is
+// left as it is: what adds them here writes that slot.
+func (l *layerFile) readGroup(g uint32, clean, shared bool) error {
 	var both [2 * slotSize]byte
 	if err := readFull(l.maps, both[:], groupOffset(g)); err != nil {
 		return err
 	}
 	var newest *mapPage
 	var slot int8
-	torn := false
+	torn, foreign := false, error(nil)
 	for i := range int8(2) {
 		b := both[int(i)*slotSize : (int(i)+1)*slotSize]
 		if isZero(b) {
@@ -174,11 +180,16 @@ func (l *layerFile) readGroup(g uint32, clean bool) error {
 			if newest == nil || p.Generation > newest.Generation {
 				newest, slot = p, i
 			}
+		case shared && errors.Is(err, ErrCorrupt):
+			foreign = err
 		case !clean && errors.Is(err, ErrCorrupt):
 			torn = true
 		default:
 			return err
 		}
+	}
+	if foreign != nil && (newest == nil || newest.Sums != 0) {
+		return foreign // checksums are added to pages without them, and once
 	}
 	if newest == nil && !torn {
 		return nil

@@ -7,7 +7,7 @@ import "slices"
 // takes it out of the chain.
 func (v *Volume) mergeStep(links []link) (bool, error) {
 	for i := 0; i+1 < len(links); i++ {
-		if links[i].bound {
+		if links[i].bound || links[i].lent || links[i+1].lent {
 			continue
 		}
 		return true, v.merge(links[i], links[i+1])
@@ -169,9 +169,9 @@ func (v *Volume) unlink(empty, lower, upper *layerFile) error {
 	at := slices.Index(v.stack, empty)
 	c := v.chain.edit(func(layers []layerRecord) []layerRecord {
 		if empty == upper {
-			id := layers[at-1].ID
+			files := layers[at-1]
 			layers[at-1] = layers[at]
-			layers[at-1].ID = id
+			layers[at-1].ID, layers[at-1].Origin, layers[at-1].Shared = files.ID, files.Origin, files.Shared
 		}
 		return slices.Delete(layers, at, at+1)
 	})

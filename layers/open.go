@@ -7,12 +7,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 )
 
 const (
 	headerName = "volume"
+	headerTemp = "volume.tmp"
 	chainName  = "chain"
 	chainTemp  = "chain.tmp"
 
@@ -31,18 +32,35 @@ func Create(dir string, id ID, size int64, o Options) (*Volume, error) {
 	if err := checkSize(size); err != nil {
 		return nil, fmt.Errorf("create volume %s: %w", id, err)
 	}
-	if err := os.MkdirAll(dir, 0o700); err != nil {
+	d, err := newDirectory(dir)
+	if err != nil {
 		return nil, fmt.Errorf("create volume %s: %w", id, err)
 	}
+	v, err := finishVolume(d, o, createVolume(d, id, size, defaultTuning))
+	if err != nil {
+		return nil, fmt.Errorf("create volume %s: %w", id, err)
+	}
+	return v, nil
+}
+
+// newDirectory makes the directory of a volume. One that is there must be empty.
+func newDirectory(dir string) (osDisk, error) {
 	d := osDisk{dir}
-	if names, err := d.list(); err != nil {
-		return nil, fmt.Errorf("create volume %s: %w", id, err)
-	} else if len(names) > 0 {
-		return nil, fmt.Errorf("create volume %s: directory %s is not empty: %w", id, dir, fs.ErrExist)
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return d, err
 	}
-	err := createVolume(d, id, size, defaultTuning)
+	names, err := d.list()
+	if err == nil && len(names) > 0 {
+		err = fmt.Errorf("directory %s is not empty: %w", dir, fs.ErrExist)
+	}
+	return d, err
+}
+
+// finishVolume makes the name of a new volume durable and opens it. If its files
+// could not be made, which err says, or it cannot be opened, it removes them.
+func finishVolume(d osDisk, o Options, err error) (*Volume, error) {
 	if err == nil {
-		err = syncPath(filepath.Dir(filepath.Clean(dir)))
+		err = syncPath(filepath.Dir(filepath.Clean(d.dir)))
 	}
 	var v *Volume
 	if err == nil {
@@ -50,9 +68,8 @@ func Create(dir string, id ID, size int64, o Options) (*Volume, error) {
 	}
 	if err != nil {
 		removeFiles(d)
-		return nil, fmt.Errorf("create volume %s: %w", id, err)
 	}
-	return v, nil
+	return v, err
 }
 
 // removeFiles empties the directory of a volume that could not be made.
@@ -63,9 +80,15 @@ func removeFiles(d disk) {
 	}
 }
 
-// createVolume writes the files of a volume, the header last: without it the
-// directory is no volume.
+// createVolume writes the files of an empty volume.
 func createVolume(d disk, id ID, size int64, tune tuning) error {
+	return writeVolume(d, id, size, nil, tune)
+}
+
+// writeVolume writes the files of a volume whose head lies on the layers below,
+// from the root up, which are there already. The header comes last: without it
+// the directory is no volume.
+func writeVolume(d disk, id ID, size int64, below []layerRecord, tune tuning) error {
 	l, err := createLayer(d, NewID(), id, size)
 	if err != nil {
 		return err
@@ -84,7 +107,8 @@ func createVolume(d disk, id ID, size int64, tune tuning) error {
 	if err != nil {
 		return err
 	}
-	c := &chain{Volume: id, Generation: 1, Layers: []layerRecord{{ID: l.id, Size: size, Parent: -1}}}
+	c := &chain{Volume: id, Generation: 1, Head: len(below)}
+	c.Layers = append(slices.Clone(below), layerRecord{ID: l.id, Size: size, Parent: len(below) - 1})
 	if err := createWhole(d, chainName, c.encode()); err != nil {
 		return err
 	}
@@ -92,7 +116,10 @@ func createVolume(d disk, id ID, size int64, tune tuning) error {
 		return err
 	}
 	h := volumeHeader{ID: id, Created: time.Now(), Size: size}
-	if err := createWhole(d, headerName, h.encode()); err != nil {
+	if err := createWhole(d, headerTemp, h.encode()); err != nil {
+		return err
+	}
+	if err := d.rename(headerTemp, headerName); err != nil {
 		return err
 	}
 	return d.syncDir()
@@ -214,7 +241,7 @@ func (v *Volume) loadChain() error {
 
 func (v *Volume) openLayers(clean bool) error {
 	for _, r := range v.chain.Layers {
-		l, err := openLayer(v.d, r.ID, v.id, r.Size, clean)
+		l, err := openLayer(v.d, r, v.id, clean)
 		if err != nil {
 			return fmt.Errorf("layer %s: %w", r.ID, err)
 		}
@@ -230,10 +257,11 @@ func (v *Volume) openLayers(clean bool) error {
 // applyRecord makes the blocks of a record those of its layer. Done twice, or
 // half and then whole, it comes to the same.
 func (v *Volume) applyRecord(r record) error {
-	l := v.layerByID(r.Layer)
-	if l == nil {
-		return &CorruptError{v.journal.path, v.journal.next.pos, "a record of a layer of the chain", "layer " + r.Layer.String()}
+	at := slices.IndexFunc(v.chain.Layers, func(l layerRecord) bool { return l.ID == r.Layer && !l.Shared })
+	if at < 0 {
+		return &CorruptError{v.journal.path, v.journal.next.pos, "a record of a layer of this volume alone", "layer " + r.Layer.String()}
 	}
+	l := v.stack[at]
 	blocks := blocksOf(l.size)
 	data := r.Data
 	for _, e := range r.Entries {
@@ -290,18 +318,11 @@ func (v *Volume) removeLeftOvers() error {
 }
 
 func (v *Volume) leftOver(name string) bool {
-	if name == chainTemp || name == journalTemp {
+	if name == chainTemp || name == journalTemp || name == headerTemp {
 		return true
 	}
-	base, isData := strings.CutSuffix(name, ".data")
-	if !isData {
-		var isMap bool
-		if base, isMap = strings.CutSuffix(name, ".map"); !isMap {
-			return false
-		}
-	}
-	id, err := ParseID(base)
-	return err == nil && v.layerByID(id) == nil
+	id, ok := layerOfName(name)
+	return ok && v.layerByID(id) == nil
 }
 
 // buildMap fills the block map from the top of the stack down.

@@ -41,6 +41,11 @@ func (d osDisk) openFlags(name string, flags int) (file, error) {
 func (d osDisk) rename(from, to string) error { return os.Rename(d.path(from), d.path(to)) }
 func (d osDisk) remove(name string) error     { return os.Remove(d.path(name)) }
 
+// link gives the file a second name in into, which must be an osDisk.
+func (d osDisk) link(name string, into disk) error {
+	return os.Link(d.path(name), into.path(name))
+}
+
 func (d osDisk) list() ([]string, error) {
 	entries, err := os.ReadDir(d.dir)
 	if err != nil {
@@ -181,6 +186,14 @@ func (f *osFile) size() (int64, error) {
 		return 0, f.err("stat", err)
 	}
 	return st.Size, nil
+}
+
+func (f *osFile) links() (int, error) {
+	var st unix.Stat_t
+	if err := unix.Fstat(f.fd, &st); err != nil {
+		return 0, f.err("stat", err)
+	}
+	return int(st.Nlink), nil
 }
 
 func (f *osFile) nextData(off int64) (int64, error) {

@@ -10,10 +10,12 @@ import (
 //
 //	settle   a checkpoint, so that the journal has no record of a sealed layer
 //	sum      checksums for the blocks of sealed layers
+//	own      a layer that no clone shares any more is this volume's alone
 //	hide     where a boundary is given up, what the layers above hide is dropped
 //	merge    where a layer ends at no boundary, it and its upper neighbour become
 //	         one; the smaller's blocks move into the larger
 //
+// Of a layer that other volumes share only the checksums are made: see clone.go.
 // A boundary is kept while it is a snapshot or a view of it is open. Only sealed
 // layers are touched, so the layer right below the head waits for a seal.
 //
@@ -65,8 +67,11 @@ func (v *Volume) tidyStep() (did bool, err error) {
 	if err := v.goOn(); err != nil {
 		return false, err
 	}
-	links := v.links()
-	for _, step := range []func([]link) (bool, error){v.sumStep, v.hideStep, v.mergeStep} {
+	links, err := v.links()
+	if err != nil {
+		return false, err
+	}
+	for _, step := range []func([]link) (bool, error){v.sumStep, v.ownStep, v.hideStep, v.mergeStep} {
 		if did, err := step(links); did || err != nil {
 			return did, err
 		}
@@ -88,10 +93,15 @@ type link struct {
 	size  int64
 	kept  bool // readers need the boundary above: snapshot or view
 	bound bool // there is a boundary: kept, or a mark
+
+	shared bool // the chain says that other volumes may have the files
+	lent   bool // they do: nothing may be taken away
 }
 
-// links lists the sealed and settled layers from the root up.
-func (v *Volume) links() []link {
+// links lists the sealed and settled layers from the root up. The caller holds
+// tidying, so nobody here shares one of them meanwhile; and a layer that no other
+// volume has, none can share.
+func (v *Volume) links() ([]link, error) {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
 	v.meta.Lock()
@@ -104,12 +114,16 @@ func (v *Volume) links() []link {
 		r := v.chain.Layers[i]
 		a := v.anchors[l]
 		viewed := a != nil && a.views > 0
+		lent, err := r.lent(l)
+		if err != nil {
+			return nil, err
+		}
 		list = append(list, link{
-			layerFile: l, size: r.Size,
+			layerFile: l, size: r.Size, shared: r.Shared, lent: lent,
 			kept: r.Flags == flagSnapshot || viewed, bound: r.Flags != 0 || viewed,
 		})
 	}
-	return list
+	return list, nil
 }
 
 // pagesAtOnce bounds the pages that one step writes, so that closing the volume
@@ -135,7 +149,7 @@ func (v *Volume) sumStep(links []link) (bool, error) {
 // not kept.
 func (v *Volume) hideStep(links []link) (bool, error) {
 	for i, l := range links {
-		if l.kept || i+1 == len(links) {
+		if l.kept || l.lent || i+1 == len(links) {
 			continue
 		}
 		// near hides without a trace; what only far hides is remembered as
