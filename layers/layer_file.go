@@ -116,11 +116,48 @@ func openLayer(d disk, r layerRecord, volume ID, clean bool) (*layerFile, error)
 	if !r.Origin.IsZero() {
 		volume = r.Origin
 	}
-	if err := l.readGroups(volume, clean, r.Shared); err != nil {
+	err = l.readGroups(volume, clean, r.Shared)
+	if err == nil {
+		err = l.checkLength()
+	}
+	if err != nil {
 		l.close()
 		return nil, err
 	}
 	return l, nil
+}
+
+// checkLength refuses a data file that ends before the last block that the map
+// says it has: a read would take what is cut off for zeros. No crash leads to
+// that, since a page of the map is written after the data that it names is
+// durable.
+func (l *layerFile) checkLength() error {
+	last := int64(-1)
+	for g, gr := range l.groups {
+		if gr.blocks > 0 {
+			last = max(last, int64(g))
+		}
+	}
+	if last < 0 {
+		return nil
+	}
+	var kinds kindBits
+	if _, err := l.load(uint32(last), &kinds); err != nil {
+		return err
+	}
+	block := pageBlocks - 1
+	for kinds.at(block) != Data {
+		block--
+	}
+	need := (last*pageBlocks + int64(block) + 1) * BlockSize
+	size, err := l.data.size()
+	if err != nil {
+		return err
+	}
+	if size < need {
+		return &CorruptError{l.dataPath, size, fmt.Sprintf("a file of %d bytes at least", need), "its end"}
+	}
+	return nil
 }
 
 // readGroups finds the groups that the map has.

@@ -338,6 +338,29 @@ func TestOpenDamaged(t *testing.T) {
 			t.Errorf("got %v, want %s not to exist", err, name)
 		}
 	})
+	t.Run("data cut", func(t *testing.T) {
+		for _, size := range []int64{0, 4096, 9*BlockSize + 4095, 10 * BlockSize} {
+			v, dir := newVolume(t, 64)
+			writeBlocks(t, v, 1, 0, 10)
+			name := dataName(v.head.id)
+			if err := errors.Join(v.Close(), os.Truncate(filepath.Join(dir, name), size)); err != nil {
+				t.Fatal(err)
+			}
+			v, err := Open(dir, Options{})
+			if size < 10*BlockSize {
+				if !errors.Is(err, ErrCorrupt) || !strings.Contains(err.Error(), name) {
+					t.Errorf("cut to %d bytes: got %v, want damage in %s", size, err, name)
+				}
+				continue
+			}
+			if err != nil {
+				t.Fatalf("with all its blocks: %v", err)
+			}
+			if err := v.Close(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
 	t.Run("journal cut", func(t *testing.T) {
 		v, dir := newVolume(t, 64)
 		if err := errors.Join(v.Close(), os.Truncate(filepath.Join(dir, journalName), 20000)); err != nil {
