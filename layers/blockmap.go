@@ -55,6 +55,13 @@ func (m *blockMap) grow(blocks int64) {
 	m.top.Store(&top)
 }
 
+// become makes the map say what another one says, which is not used after that.
+// Readers find the one or the other.
+func (m *blockMap) become(other *blockMap) {
+	m.uniform, m.data = other.uniform, other.data
+	m.top.Store(other.top.Load())
+}
+
 // run returns the value of block b and the end of the run of blocks of that
 // value, at most end.
 func (m *blockMap) run(b, end int64) (uint16, int64) {

@@ -3,6 +3,7 @@ package layers
 import (
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 )
 
@@ -28,8 +29,9 @@ const (
 	knownFlags    = boundaryFlags | flagShared
 )
 
-// chain is the file "chain": the layers of a volume, each after the one below
-// it. A chain value is never changed once it is in use.
+// chain is the file "chain": the layers of a volume, a tree. Each comes after the
+// one that it lies on, and in the order of their seals; the root is the first. A
+// chain value is never changed once it is in use.
 type chain struct {
 	Volume     ID
 	Generation uint64
@@ -154,7 +156,7 @@ func (c *chain) validate() error {
 		switch {
 		case l.ID.IsZero() || ids[l.ID]:
 			return fmt.Errorf("layer %d: id %s is zero or not alone", i, l.ID)
-		case l.Parent >= i || l.Parent < -1:
+		case l.Parent >= i || (l.Parent < 0) != (i == 0):
 			return fmt.Errorf("layer %d: parent %d", i, l.Parent)
 		case l.Parent >= 0 && c.Layers[l.Parent].Size > l.Size:
 			return fmt.Errorf("layer %d: smaller than its parent", i)
@@ -177,47 +179,81 @@ func (c *chain) validate() error {
 	return nil
 }
 
-// path returns the indices of the layers from the root to the head.
-func (c *chain) path() []int {
-	var up []int
-	for i := c.Head; i >= 0; i = c.Layers[i].Parent {
-		up = append(up, i)
+// line returns the indices of a layer and of those below it, from the top down.
+func (c *chain) line(at int) []int {
+	var list []int
+	for ; at >= 0; at = c.Layers[at].Parent {
+		list = append(list, at)
 	}
-	for i, j := 0, len(up)-1; i < j; i, j = i+1, j-1 {
-		up[i], up[j] = up[j], up[i]
-	}
-	return up
+	return list
 }
 
-// supported returns an error if the chain has what this program cannot serve.
-func (c *chain) supported(path string) error {
-	if n := len(c.path()); n != len(c.Layers) {
-		return fmt.Errorf("%s: %d layers are on branches: %w", path, len(c.Layers)-n, ErrUnsupported)
+// between returns the indices of the layers that one of two layers has and the
+// other has not, itself and below: what was written on the way from one to the
+// other.
+func (c *chain) between(a, b int) []int {
+	var list []int
+	for a != b { // a parent comes before its children
+		if a < b {
+			a, b = b, a
+		}
+		list = append(list, a)
+		a = c.Layers[a].Parent
 	}
-	return nil
+	return list
 }
 
-// sorted returns the same chain with its records in the order of path. It must
-// be supported.
-func (c *chain) sorted() *chain {
-	out := &chain{Volume: c.Volume, Generation: c.Generation, Head: len(c.Layers) - 1}
-	for i, at := range c.path() {
-		r := c.Layers[at]
-		r.Parent = i - 1
-		out.Layers = append(out.Layers, r)
+// children returns how many layers lie right on each layer.
+func (c *chain) children() []int {
+	counts := make([]int, len(c.Layers))
+	for _, l := range c.Layers {
+		if l.Parent >= 0 {
+			counts[l.Parent]++
+		}
 	}
-	return out
+	return counts
 }
 
-// edit returns a copy of the next generation with its records made by change.
-func (c *chain) edit(change func([]layerRecord) []layerRecord) *chain {
-	out := &chain{Volume: c.Volume, Generation: c.Generation + 1}
-	out.Layers = change(append([]layerRecord(nil), c.Layers...))
-	for i := range out.Layers {
-		out.Layers[i].Parent = i - 1
+// edit returns the next generation of the chain, as change has left it.
+func (c *chain) edit(change func(*chain)) *chain {
+	next := &chain{Volume: c.Volume, Generation: c.Generation + 1, Head: c.Head, Layers: slices.Clone(c.Layers)}
+	change(next)
+	return next
+}
+
+// push puts a new head on a layer.
+func (c *chain) push(parent int, r layerRecord) {
+	r.Parent = parent
+	c.Head = len(c.Layers)
+	c.Layers = append(c.Layers, r)
+}
+
+// remove takes out a layer that nothing lies on, or whose children lie on
+// another one already.
+func (c *chain) remove(at int) {
+	c.Layers = slices.Delete(c.Layers, at, at+1)
+	for i := range c.Layers {
+		if c.Layers[i].Parent > at {
+			c.Layers[i].Parent--
+		}
 	}
-	out.Head = len(out.Layers) - 1
-	return out
+	if c.Head > at {
+		c.Head--
+	}
+}
+
+// join makes one of a layer and the one below it, which ends at no boundary and
+// has nothing else on it: the place and the boundary of the upper one, and the
+// files of one of the two.
+func (c *chain) join(upper int, filesOfLower bool) {
+	u := &c.Layers[upper]
+	lower := u.Parent
+	if filesOfLower {
+		l := &c.Layers[lower]
+		u.ID, u.Origin, u.Shared = l.ID, l.Origin, l.Shared
+	}
+	u.Parent = c.Layers[lower].Parent
+	c.remove(lower)
 }
 
 // find returns the index of the layer that the boundary sealed, -1 if there is

@@ -69,7 +69,7 @@ func (f *findings) err() error { return errors.Join(f.list...) }
 func (v *Volume) holdLayers() []*layerFile {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	layers := append([]*layerFile(nil), v.stack...)
+	layers := append([]*layerFile(nil), v.files...)
 	for _, l := range layers {
 		l.refs.Add(1)
 	}

@@ -45,6 +45,8 @@ func (v *Volume) checkpointAs(clean bool) error {
 	v.meta.Unlock()
 	for _, l := range layers[:sealed] {
 		l.forget()
+	}
+	if sealed > 0 || v.loose() {
 		kick(v.wantTidy)
 	}
 	return nil

@@ -77,10 +77,10 @@ func (v *Volume) lend(d disk, snapshot ID) ([]layerRecord, error) {
 	if err := v.markShared(at); err != nil {
 		return nil, err
 	}
-	below := slices.Clone(v.chain.Layers[:at+1])
-	for i := range below {
-		r := &below[i]
-		r.Boundary, r.Flags = ID{}, 0
+	var below []layerRecord
+	for _, i := range slices.Backward(v.chain.line(at)) {
+		r := v.chain.Layers[i]
+		r.Boundary, r.Flags, r.Parent = ID{}, 0, len(below)-1
 		if r.Origin.IsZero() {
 			r.Origin = v.id
 		}
@@ -89,6 +89,7 @@ func (v *Volume) lend(d disk, snapshot ID) ([]layerRecord, error) {
 				return nil, explainLink(err, v.d.path(name), d.path(name))
 			}
 		}
+		below = append(below, r)
 	}
 	return below, nil
 }
@@ -97,7 +98,7 @@ func (v *Volume) lend(d disk, snapshot ID) ([]layerRecord, error) {
 // on disk, so that no record of the journal is needed to read them.
 func (v *Volume) settleBelow(at int) error {
 	v.meta.Lock()
-	settled := !slices.ContainsFunc(v.stack[:at+1], func(l *layerFile) bool { return slices.Contains(v.unsettled, l) })
+	settled := !slices.ContainsFunc(v.chain.line(at), func(i int) bool { return slices.Contains(v.unsettled, v.files[i]) })
 	v.meta.Unlock()
 	if settled {
 		return nil
@@ -108,15 +109,14 @@ func (v *Volume) settleBelow(at int) error {
 // markShared says in the chain that other volumes may have a layer and those
 // below it. The caller holds tidying and admin.
 func (v *Volume) markShared(at int) error {
-	marked := !slices.ContainsFunc(v.chain.Layers[:at+1], func(r layerRecord) bool { return !r.Shared })
-	if marked {
+	line := v.chain.line(at)
+	if !slices.ContainsFunc(line, func(i int) bool { return !v.chain.Layers[i].Shared }) {
 		return nil
 	}
-	return v.setChain(func(layers []layerRecord) []layerRecord {
-		for i := range layers[:at+1] {
-			layers[i].Shared = true
+	return v.setChain(func(c *chain) {
+		for _, i := range line {
+			c.Layers[i].Shared = true
 		}
-		return layers
 	})
 }
 
@@ -151,18 +151,13 @@ func (r *layerRecord) lent(l *layerFile) (bool, error) {
 
 // ownStep takes the flag from a layer that no other volume has any more. Its
 // checksums came first: without them a page of its map may be torn.
-func (v *Volume) ownStep(links []link) (bool, error) {
-	at := slices.IndexFunc(links, func(l link) bool { return l.shared && !l.lent })
-	if at < 0 {
-		return false, nil
+func (v *Volume) ownStep(t *tree) (bool, error) {
+	for i := range t.links {
+		if l := &t.links[i]; l.shared && !l.lent && l.settled {
+			return true, v.changeRecord(l.layerFile, func(r *layerRecord) { r.Shared = false })
+		}
 	}
-	v.admin.Lock()
-	defer v.admin.Unlock()
-	at = slices.Index(v.stack, links[at].layerFile)
-	return true, v.setChain(func(layers []layerRecord) []layerRecord {
-		layers[at].Shared = false
-		return layers
-	})
+	return false, nil
 }
 
 // Lent returns how many layers that this volume made are shared with clones. As
@@ -177,7 +172,7 @@ func (v *Volume) Lent() (int, error) {
 	count := 0
 	for i := range v.chain.Layers {
 		r := &v.chain.Layers[i]
-		lent, err := r.lent(v.stack[i])
+		lent, err := r.lent(v.files[i])
 		if err != nil {
 			return 0, fmt.Errorf("clones of volume %s: %w", v.id, err)
 		}

@@ -179,7 +179,7 @@ func TestSharedChecksums(t *testing.T) {
 	v, dir := newVolume(t, 256)
 	writeBlocks(t, v, 1, 0, 100)
 	clone, _ := cloneOf(t, v, takeSnapshot(t, v)) // no checksums yet
-	layer := v.stack[0].id
+	layer := v.files[0].id
 	mustTidy(t, v)
 	before, err := os.ReadFile(filepath.Join(dir, mapName(layer)))
 	if err != nil {
@@ -202,7 +202,7 @@ func TestSharedChecksums(t *testing.T) {
 	flip(t, filepath.Join(dir, dataName(layer)), 7*BlockSize)
 
 	// A page that names the checksums is torn, and the volume closed cleanly.
-	slot := v.stack[0].groups[0].slot
+	slot := v.files[0].groups[0].slot
 	if err := v.Close(); err != nil {
 		t.Fatal(err)
 	}
@@ -314,38 +314,39 @@ func TestCloneIsQuick(t *testing.T) {
 // opened, tidied beside its origin, and removed. Then the origin is whole; the
 // clone is whole, or no volume, and what is left of it can be removed.
 func TestCrashInClone(t *testing.T) {
-	seed := testSeed(t)
-	d := newMemDisk()
-	c := &cloneCrash{t: t, d: d, chance: rand.New(rand.NewPCG(seed, 2))}
-	c.origin = newModel(t, d, rand.New(rand.NewPCG(seed, 1)), 48*BlockSize, smallTuning)
-	other := d.mkdir()
-	for range 4 {
-		c.change(c.origin)
-	}
-	for round := range 4 {
-		s := c.origin.marks[c.origin.pick(false)]
-		c.clone = &model{t: t, r: c.origin.r, d: other, tune: smallTuning, live: slices.Clone(s.data), dirty: true}
-		c.run(fmt.Sprintf("clone %d", round), func() error { return c.origin.v.cloneTo(other, NewID(), s.id) })
-		c.made = true
-		c.run("open", func() error { c.clone.open(); return nil })
-		for range 2 {
-			c.change(c.clone)
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		d := newMemDisk()
+		c := &cloneCrash{t: t, d: d, chance: rand.New(rand.NewPCG(seed, 2))}
+		c.origin = newModel(t, d, rand.New(rand.NewPCG(seed, 1)), 48*BlockSize, smallTuning)
+		other := d.mkdir()
+		for range 4 {
 			c.change(c.origin)
-			c.run("tidying the clone", c.clone.v.tidy)
-			c.run("tidying the origin", c.origin.v.tidy)
 		}
-		c.run("close", c.clone.v.Close)
-		c.made = false
-		c.run("removal", func() error { return removeVolume(other) })
-		c.clone = nil
-		c.change(c.origin)
-		c.run("tidying after the removal", c.origin.v.tidy)
-		c.origin.checkAll()
-	}
-	t.Logf("%d crashes", c.crashes)
-	if c.crashes < 100 {
-		t.Errorf("%d crashes are too few to say anything", c.crashes)
-	}
+		for round := range 4 {
+			s := c.origin.marks[c.origin.pick(false)]
+			c.clone = &model{t: t, r: c.origin.r, d: other, tune: smallTuning, live: slices.Clone(s.data), dirty: true}
+			c.run(fmt.Sprintf("clone %d", round), func() error { return c.origin.v.cloneTo(other, NewID(), s.id) })
+			c.made = true
+			c.run("open", func() error { c.clone.open(); return nil })
+			for range 2 {
+				c.change(c.clone)
+				c.change(c.origin)
+				c.run("tidying the clone", c.clone.v.tidy)
+				c.run("tidying the origin", c.origin.v.tidy)
+			}
+			c.run("close", c.clone.v.Close)
+			c.made = false
+			c.run("removal", func() error { return removeVolume(other) })
+			c.clone = nil
+			c.change(c.origin)
+			c.run("tidying after the removal", c.origin.v.tidy)
+			c.origin.checkAll()
+		}
+		t.Logf("%d crashes", c.crashes)
+		if c.crashes < 100 {
+			t.Errorf("%d crashes are too few to say anything", c.crashes)
+		}
+	})
 }
 
 // cloneCrash is an origin and its clone on a disk that crashes.

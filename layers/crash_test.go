@@ -19,6 +19,7 @@ type crashModel struct {
 	during  string             // what is being done
 	making  *modelSnapshot     // a snapshot that may be there or not
 	leaving int                // index of a boundary that may be there or not, or be a mark; -1: none
+	turning []byte             // content of the snapshot that the volume may have been reverted to
 	sizes   []int64            // that the volume may have
 	ops     int
 	crashes int
@@ -95,6 +96,8 @@ func (c *crashModel) step() {
 		c.giveUp()
 	case n < 82:
 		c.growBy(40)
+	case n < 83:
+		c.turnBack()
 	case n < 84:
 		c.during = "reopen"
 		c.reopen()
@@ -125,10 +128,30 @@ func (c *crashModel) takeSnapshot() {
 	if err := c.v.Snapshot(c.making.id); err != nil {
 		c.t.Fatal(err)
 	}
-	c.marks = append(c.marks, *c.making)
+	c.sealed(c.making.id)
 	c.making = nil
-	c.dirty = false
 	c.acknowledge()
+}
+
+func (c *crashModel) turnBack() {
+	i := c.pick(false)
+	if i < 0 || len(c.marks) >= 6 {
+		c.giveUp()
+		return
+	}
+	c.during = "flush"
+	c.flush()
+	c.acknowledge()
+	to := c.marks[i]
+	c.making = &modelSnapshot{id: NewID(), parent: c.below, data: slices.Clone(c.live)}
+	c.turning = append(slices.Clone(to.data), make([]byte, len(c.live)-len(to.data))...)
+	c.during = fmt.Sprintf("revert to %s", to.id)
+	if err := c.v.Revert(to.id, c.making.id); err != nil {
+		c.t.Fatal(err)
+	}
+	c.sealed(c.making.id)
+	c.reverted(to)
+	c.making, c.turning = nil, nil
 }
 
 func (c *crashModel) giveUp() {
@@ -247,6 +270,10 @@ func (c *crashModel) compareLive(v *Volume) {
 		c.t.Errorf("size %d after a crash, want one of %d", v.Size(), c.sizes)
 		return
 	}
+	if c.turning != nil {
+		c.compareTurned(v)
+		return
+	}
 	for _, s := range c.spans(v.Size()) {
 		got := make([]byte, s.end-s.start)
 		if _, err := v.ReadAt(got, s.start); err != nil {
@@ -264,6 +291,22 @@ func (c *crashModel) compareLive(v *Volume) {
 				return
 			}
 		}
+	}
+}
+
+// compareTurned checks that a volume is wholly reverted, with its safety
+// snapshot, or not at all.
+func (c *crashModel) compareTurned(v *Volume) {
+	c.t.Helper()
+	want := c.live
+	if slices.ContainsFunc(v.Boundaries(), func(b Boundary) bool { return b.ID == c.making.id }) {
+		want = c.turning
+	}
+	got := make([]byte, len(want))
+	if _, err := v.ReadAt(got, 0); err != nil {
+		c.t.Errorf("read after a crash: %v", err)
+	} else if at := differ(got, want); at >= 0 {
+		c.t.Errorf("half reverted: differs at %d", at)
 	}
 }
 
@@ -320,74 +363,76 @@ func (c *crashModel) compareBoundaries(v *Volume) {
 	}
 }
 
-// V9, S3: at each operation on the disk the power may fail; whatever it left,
+// V9, S3, S5: at each operation on the disk the power may fail; whatever it left,
 // what was flushed is there, each other block is old or new, and every snapshot
 // and mark is whole.
 func TestCrash(t *testing.T) {
-	seed := testSeed(t)
-	rounds := uint64(3)
-	if testing.Short() {
-		rounds = 1
-	}
-	crashes := 0
-	for round := range rounds {
-		t.Run(fmt.Sprint(round), func(t *testing.T) {
-			c := newCrashModel(t, seed+round, 40*BlockSize+1536, 8)
-			for range 160 {
-				c.step()
-			}
-			crashes += c.crashes
-		})
-	}
-	t.Logf("%d crashes", crashes)
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		rounds := uint64(3)
+		if testing.Short() {
+			rounds = 1
+		}
+		crashes := 0
+		for round := range rounds {
+			t.Run(fmt.Sprint(round), func(t *testing.T) {
+				c := newCrashModel(t, seed+round, 40*BlockSize+1536, 8)
+				for range 160 {
+					c.step()
+				}
+				crashes += c.crashes
+			})
+		}
+		t.Logf("%d crashes", crashes)
+	})
 }
 
 // S3, S4: the same while two layers become one, whichever is the larger, with
 // the upper one reaching into a group of the map that the lower does not have.
 func TestCrashInMerge(t *testing.T) {
-	seed := testSeed(t)
-	for _, lowerIsLarger := range []bool{true, false} {
-		t.Run(fmt.Sprint(lowerIsLarger), func(t *testing.T) {
-			c := newCrashModel(t, seed, (pageBlocks-8)*BlockSize, 1<<30)
-			c.parts = []span{{0, 200 * BlockSize}, {(pageBlocks - 32) * BlockSize, (pageBlocks + 16) * BlockSize}}
-			fill := func(first, n int64) {
-				p := make([]byte, n*BlockSize)
-				for i := range p {
-					p[i] = byte(c.r.Uint32())
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		for _, lowerIsLarger := range []bool{true, false} {
+			t.Run(fmt.Sprint(lowerIsLarger), func(t *testing.T) {
+				c := newCrashModel(t, seed, (pageBlocks-8)*BlockSize, 1<<30)
+				c.parts = []span{{0, 200 * BlockSize}, {(pageBlocks - 32) * BlockSize, (pageBlocks + 16) * BlockSize}}
+				fill := func(first, n int64) {
+					p := make([]byte, n*BlockSize)
+					for i := range p {
+						p[i] = byte(c.r.Uint32())
+					}
+					c.change(first*BlockSize, p, func() error { _, err := c.v.WriteAt(p, first*BlockSize); return err })
 				}
-				c.change(first*BlockSize, p, func() error { _, err := c.v.WriteAt(p, first*BlockSize); return err })
-			}
-			small, large := int64(6), int64(14)
-			if !lowerIsLarger {
-				small, large = large, small
-			}
-			fill(pageBlocks-20, large/2)
-			fill(100, large/2)
-			c.change(103*BlockSize, make([]byte, BlockSize), func() error { return c.v.WriteZeroes(103*BlockSize, BlockSize) })
-			c.takeSnapshot()
-			c.sizes = append(c.sizes, (pageBlocks+8)*BlockSize)
-			if err := c.v.Grow((pageBlocks + 8) * BlockSize); err != nil {
-				t.Fatal(err)
-			}
-			c.live = append(c.live, make([]byte, 16*BlockSize)...)
-			c.acknowledge()
-			fill(pageBlocks-16, small/2)
-			fill(pageBlocks+1, small/2)
-			c.change(101*BlockSize, make([]byte, BlockSize), func() error { return c.v.WriteZeroes(101*BlockSize, BlockSize) })
-			c.takeSnapshot()
-			if err := c.v.DeleteSnapshot(c.marks[0].id, false); err != nil {
-				t.Fatal(err)
-			}
-			c.marks = c.marks[1:]
-			c.every, c.during = 4, "merge"
-			c.tidy()
-			if n := len(c.v.stack); n != 2 {
-				t.Errorf("%d layers after the merge, want 2", n)
-			}
-			c.checkAll()
-			t.Logf("%d crashes in %d operations", c.crashes, c.ops)
-		})
-	}
+				small, large := int64(6), int64(14)
+				if !lowerIsLarger {
+					small, large = large, small
+				}
+				fill(pageBlocks-20, large/2)
+				fill(100, large/2)
+				c.change(103*BlockSize, make([]byte, BlockSize), func() error { return c.v.WriteZeroes(103*BlockSize, BlockSize) })
+				c.takeSnapshot()
+				c.sizes = append(c.sizes, (pageBlocks+8)*BlockSize)
+				if err := c.v.Grow((pageBlocks + 8) * BlockSize); err != nil {
+					t.Fatal(err)
+				}
+				c.live = append(c.live, make([]byte, 16*BlockSize)...)
+				c.acknowledge()
+				fill(pageBlocks-16, small/2)
+				fill(pageBlocks+1, small/2)
+				c.change(101*BlockSize, make([]byte, BlockSize), func() error { return c.v.WriteZeroes(101*BlockSize, BlockSize) })
+				c.takeSnapshot()
+				if err := c.v.DeleteSnapshot(c.marks[0].id, false); err != nil {
+					t.Fatal(err)
+				}
+				c.remove(0)
+				c.every, c.during = 4, "merge"
+				c.tidy()
+				if n := len(c.v.files); n != 2 {
+					t.Errorf("%d layers after the merge, want 2", n)
+				}
+				c.checkAll()
+				t.Logf("%d crashes in %d operations", c.crashes, c.ops)
+			})
+		}
+	})
 }
 
 // S1, V9: what is written after the flush that a snapshot begins with, and
@@ -507,7 +552,7 @@ func TestFullDisk(t *testing.T) {
 			t.Errorf("%s: got %v, want %v", name, err, syscall.ENOSPC)
 		}
 		if serr == nil {
-			m.marks = append(m.marks, modelSnapshot{id: id, data: slices.Clone(m.live)})
+			m.sealed(id)
 		}
 		d.fail = nil
 		m.checkLive()

@@ -5,7 +5,8 @@
 // A layer is a partial map from byte ranges to data or zeros; see [Layer]. A
 // [Volume] is a chain of layers in a directory. The topmost, the head, is the
 // only one that changes. [Volume.Snapshot] seals it and puts an empty one on
-// top; the place between is a [Boundary]. A boundary is a snapshot while its data
+// top; the place between is a [Boundary]. [Volume.Revert] seals it and puts an
+// empty one on an older boundary: the chain is a tree then. A boundary is a snapshot while its data
 // is kept, and a mark when only the knowledge of what changed since is. A [View]
 // is a Layer over a snapshot, or over what differs between two boundaries.
 //
@@ -30,7 +31,8 @@
 //	                                                              │
 //	            boundary is a mark: blocks that are hidden ◀──────┤
 //	            above are dropped                                 │
-//	            no boundary: merged with the layer above ◀────────┘
+//	            no boundary: merged with the only layer above, ◀──┘
+//	            or removed where there is none
 //
 // [Volume.Clone] gives the layers below a snapshot to another volume as well, by
 // hard links. A layer that several volumes have stays as it is until only one
@@ -65,5 +67,5 @@
 // # Limits
 //
 // Volumes of at most 16 TiB in multiples of 512 bytes, 65533 layers, Linux.
-// Shrinking and branches are not supported.
+// Shrinking is not supported.
 package layers

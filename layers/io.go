@@ -305,6 +305,9 @@ func (v *Volume) WriteZeroes(off, n int64) error {
 	if err := v.zeroBlocks(first, last); err != nil {
 		return err
 	}
+	if v.covers.Load() {
+		kick(v.wantTidy)
+	}
 	return v.zeroParts(last*BlockSize, end)
 }
 
@@ -341,6 +344,9 @@ func (v *Volume) zeroBlocks(b, end int64) error {
 				return err
 			}
 		}
+		if val >= slotBase && val != v.head.slot {
+			v.covers.Store(true)
+		}
 		if val >= slotBase {
 			if err := v.note(b, stop, kind); err != nil {
 				return err
@@ -355,5 +361,5 @@ func (v *Volume) zeroBlocks(b, end int64) error {
 func (v *Volume) root() bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	return len(v.stack) == 1
+	return v.chain.Layers[v.chain.Head].Parent < 0
 }

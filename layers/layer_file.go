@@ -27,12 +27,14 @@ type layerFile struct {
 
 	unsynced atomic.Bool // data was written since the last sync
 
-	summed bool    // every block of data has a checksum; tidying only
-	hidden hideKey // tidying only
+	summed bool   // every block of data has a checksum; tidying only
+	tidied tidied // tidying only
 
-	mu     sync.RWMutex
-	groups map[uint32]*group
-	dirty  []uint32 // groups whose kinds in memory are newer than on disk
+	mu      sync.RWMutex
+	groups  map[uint32]*group
+	dirty   []uint32               // groups whose kinds in memory are newer than on disk
+	commits uint64                 // pages that were made durable since it was opened
+	totals  atomic.Pointer[totals] // of the groups; nil: not known
 }
 
 // group is what is known in memory of a group of the map.
@@ -43,8 +45,9 @@ type group struct {
 	gen     uint64
 	sums    uint32 // as in mapPage
 	sumsCRC uint32
-	blocks  int32 // blocks of data
-	says    int32 // blocks that are not absent
+	stamp   uint64 // layerFile.commits when it was last made durable
+	blocks  int32  // blocks of data
+	says    int32  // blocks that are not absent
 }
 
 func dataName(id ID) string { return id.String() + ".data" }
@@ -288,6 +291,20 @@ func (l *layerFile) loadLocked(g uint32, gr *group, into *kindBits) error {
 	return nil
 }
 
+// loadDurable copies the kinds of a group as they are on disk.
+func (l *layerFile) loadDurable(g uint32, into *kindBits) error {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	gr := l.groups[g]
+	if gr == nil || gr.slot < 0 {
+		*into = kindBits{}
+		return nil
+	}
+	onDisk := *gr
+	onDisk.kinds = nil
+	return l.loadLocked(g, &onDisk, into)
+}
+
 // own makes the kinds of a group ready to be changed in memory.
 func (l *layerFile) own(g uint32) (*group, error) {
 	gr := l.groups[g]
@@ -318,6 +335,7 @@ func (l *layerFile) set(b, end int64, kind Kind) error {
 		}
 		stop := min(end, first+pageBlocks)
 		gr.change(int(b-first), int(stop-first), kind)
+		l.totals.Store(nil)
 		if !gr.dirty {
 			gr.dirty = true
 			l.dirty = append(l.dirty, g)
@@ -370,16 +388,24 @@ func (l *layerFile) run(b, end int64) (Kind, int64, error) {
 	return kinds.at(i), first + int64(kinds.run(i, int(end-first))), nil
 }
 
+// totals are sums over the groups of a layer.
+type totals struct{ data, says int64 } // blocks
+
 // usage returns the blocks of data, and the blocks that the layer says anything
 // about.
 func (l *layerFile) usage() (data, says int64) {
+	if t := l.totals.Load(); t != nil {
+		return t.data, t.says
+	}
 	l.mu.RLock()
 	defer l.mu.RUnlock()
+	t := new(totals)
 	for _, gr := range l.groups {
-		data += int64(gr.blocks)
-		says += int64(gr.says)
+		t.data += int64(gr.blocks)
+		t.says += int64(gr.says)
 	}
-	return data, says
+	l.totals.Store(t) // nobody changes a group now
+	return t.data, t.says
 }
 
 // present returns the groups about which the layer says something, ascending.

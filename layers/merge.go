@@ -4,18 +4,21 @@ import "slices"
 
 // mergeStep takes one step towards making one layer of two neighbours: it moves
 // some blocks of the smaller into the larger, or, when the smaller is empty,
-// takes it out of the chain.
-func (v *Volume) mergeStep(links []link) (bool, error) {
-	for i := 0; i+1 < len(links); i++ {
-		if links[i].bound || links[i].lent || links[i+1].lent {
+// takes it out of the chain. Where two lines of layers part, nothing is merged.
+func (v *Volume) mergeStep(t *tree) (bool, error) {
+	for i := range t.links {
+		lower := &t.links[i]
+		if lower.bound || lower.lent || !lower.settled || len(lower.up) != 1 {
 			continue
 		}
-		return true, v.merge(links[i], links[i+1])
+		if upper := lower.up[0]; upper.settled && !upper.lent {
+			return true, v.merge(lower, upper)
+		}
 	}
 	return false, nil
 }
 
-func (v *Volume) merge(lower, upper link) error {
+func (v *Volume) merge(lower, upper *link) error {
 	from, to := lower, upper
 	lowerData, _ := lower.usage()
 	upperData, _ := upper.usage()
@@ -52,13 +55,7 @@ func (v *Volume) some(l *layerFile, groups []uint32) []uint32 {
 
 // widen sets the size of a layer in the chain.
 func (v *Volume) widen(l *layerFile, size int64) error {
-	v.admin.Lock()
-	defer v.admin.Unlock()
-	at := slices.Index(v.stack, l)
-	err := v.setChain(func(layers []layerRecord) []layerRecord {
-		layers[at].Size = size
-		return layers
-	})
+	err := v.changeRecord(l, func(r *layerRecord) { r.Size = size })
 	if err == nil {
 		l.size = size
 	}
@@ -166,24 +163,21 @@ func (v *Volume) unlink(empty, lower, upper *layerFile) error {
 	if err := v.goOn(); err != nil {
 		return err
 	}
-	at := slices.Index(v.stack, empty)
-	c := v.chain.edit(func(layers []layerRecord) []layerRecord {
-		if empty == upper {
-			files := layers[at-1]
-			layers[at-1] = layers[at]
-			layers[at-1].ID, layers[at-1].Origin, layers[at-1].Shared = files.ID, files.Origin, files.Shared
-		}
-		return slices.Delete(layers, at, at+1)
-	})
+	at, below := slices.Index(v.files, upper), slices.Index(v.files, lower)
+	c := v.chain.edit(func(c *chain) { c.join(at, empty == upper) })
 	if err := v.replaceChain(c); err != nil {
 		return err
 	}
 	v.mu.Lock()
 	v.chain = c
-	v.stack = slices.Delete(slices.Clone(v.stack), at, at+1)
-	if a := v.anchors[upper]; empty == upper && a != nil {
-		v.anchors[lower] = a
+	v.files = slices.Clone(v.files)
+	if empty == upper {
+		v.files[at] = lower
+		if a := v.anchors[upper]; a != nil {
+			v.anchors[lower] = a
+		}
 	}
+	v.files = slices.Delete(v.files, below, below+1)
 	delete(v.anchors, empty)
 	v.mu.Unlock()
 	if empty == upper {

@@ -3,17 +3,34 @@ package layers
 import (
 	"bytes"
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
 	"os"
-	"path/filepath"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 )
 
 var seedFlag = flag.Uint64("seed", 0, "replay the model and crash tests with this seed")
+
+// eachSeed runs a random test with as many seeds as the variable SEEDS says, one
+// if it is not set. A seed is printed when its test fails.
+func eachSeed(t *testing.T, f func(t *testing.T, seed uint64)) {
+	count := 1
+	if s := os.Getenv("SEEDS"); s != "" {
+		n, err := strconv.Atoi(s)
+		if err != nil || n < 1 {
+			t.Fatalf("SEEDS=%s: want a number of seeds", s)
+		}
+		count = n
+	}
+	for i := range uint64(count) {
+		t.Run(fmt.Sprintf("seed %d", i), func(t *testing.T) { f(t, testSeed(t)) })
+	}
+}
 
 // testSeed returns the seed of a random test and prints it when the test fails.
 func testSeed(t testing.TB) uint64 {
@@ -38,9 +55,10 @@ var smallTuning = tuning{
 
 // modelSnapshot is what a boundary must hold.
 type modelSnapshot struct {
-	id   ID
-	mark bool
-	data []byte // of the volume at that instant; kept for marks too, to know what changed
+	id     ID
+	parent ID // zero: none
+	mark   bool
+	data   []byte // of the volume at that instant; kept for marks too, to know what changed
 }
 
 // model is the volume as byte slices.
@@ -54,7 +72,8 @@ type model struct {
 	marks []modelSnapshot // oldest first, snapshots and marks
 	views []modelView
 	parts []span // bytes that are compared; nil: all
-	dirty bool   // written since the newest boundary
+	dirty bool   // written since the boundary below, or that is not known
+	below ID     // the boundary that the live volume lies on; zero: none
 }
 
 type modelView struct {
@@ -132,9 +151,35 @@ func (m *model) snapshot() string {
 	if err := m.v.Snapshot(id); err != nil {
 		m.t.Fatalf("Snapshot: %v", err)
 	}
-	m.marks = append(m.marks, modelSnapshot{id: id, data: slices.Clone(m.live)})
-	m.dirty = false
+	m.sealed(id)
 	return "snapshot " + id.String()
+}
+
+// sealed says that the live volume is a snapshot now.
+func (m *model) sealed(id ID) {
+	m.marks = append(m.marks, modelSnapshot{id: id, parent: m.below, data: slices.Clone(m.live)})
+	m.below, m.dirty = id, false
+}
+
+func (m *model) revert() string {
+	i := m.pick(false)
+	if i < 0 {
+		return "revert nothing"
+	}
+	safety, to := NewID(), m.marks[i]
+	if err := m.v.Revert(to.id, safety); err != nil {
+		m.t.Fatalf("Revert(%s): %v", to.id, err)
+	}
+	m.sealed(safety)
+	m.reverted(to)
+	return fmt.Sprintf("revert to %s, before that %s", to.id, safety)
+}
+
+// reverted says that the live volume is what a snapshot is.
+func (m *model) reverted(to modelSnapshot) {
+	size := len(m.live)
+	m.live = append(slices.Clone(to.data), make([]byte, size-len(to.data))...)
+	m.below, m.dirty = to.id, false
 }
 
 func (m *model) pick(mark bool) int {
@@ -182,10 +227,16 @@ func (m *model) dropMark() string {
 }
 
 func (m *model) remove(i int) {
-	if i == len(m.marks)-1 {
-		m.dirty = true // not known: what it had may be above the one before
-	}
+	gone := m.marks[i]
 	m.marks = slices.Delete(m.marks, i, i+1)
+	if m.below == gone.id {
+		m.below, m.dirty = gone.parent, true // not known: what it had may be above the one before
+	}
+	for j := range m.marks {
+		if m.marks[j].parent == gone.id {
+			m.marks[j].parent = gone.parent
+		}
+	}
 }
 
 func (m *model) grow() string {
@@ -342,8 +393,10 @@ func (m *model) step() string {
 		return m.snapshot()
 	case n < 72:
 		return m.delete()
-	case n < 75:
+	case n < 74:
 		return m.dropMark()
+	case n < 75:
+		return m.revert()
 	case n < 77:
 		return m.grow()
 	case n < 79:
@@ -392,8 +445,8 @@ func (m *model) checkLive() {
 			m.t.Fatalf("volume differs at %d: got %#x", s.start+int64(at), got[at])
 		}
 	}
-	if !m.dirty && len(m.marks) > 0 != m.v.Clean() {
-		m.t.Fatalf("Clean() = %v with %d boundaries and no write since", m.v.Clean(), len(m.marks))
+	if !m.dirty && m.below.IsZero() == m.v.Clean() {
+		m.t.Fatalf("Clean() = %v on boundary %s and no write since", m.v.Clean(), m.below)
 	}
 }
 
@@ -406,8 +459,9 @@ func (m *model) checkAll() {
 		m.t.Fatalf("%d boundaries, want %d", len(list), len(m.marks))
 	}
 	for i, s := range m.marks {
-		if list[i].ID != s.id || list[i].Mark != s.mark || list[i].Size != int64(len(s.data)) {
-			m.t.Fatalf("boundary %d is %+v, want %s, mark %v, size %d", i, list[i], s.id, s.mark, len(s.data))
+		live := m.isLive(s.id)
+		if list[i].ID != s.id || list[i].Parent != s.parent || list[i].Mark != s.mark || list[i].Live != live || list[i].Size != int64(len(s.data)) {
+			m.t.Fatalf("boundary %d is %+v, want %s on %s, mark %v, live %v, size %d", i, list[i], s.id, s.parent, s.mark, live, len(s.data))
 		}
 		if s.mark {
 			continue
@@ -429,6 +483,15 @@ func (m *model) checkAll() {
 	}
 }
 
+// isLive reports whether the live volume lies on a boundary.
+func (m *model) isLive(id ID) bool {
+	at := m.below
+	for at != id && !at.IsZero() {
+		at = m.marks[slices.IndexFunc(m.marks, func(s modelSnapshot) bool { return s.id == at })].parent
+	}
+	return at == id
+}
+
 func (m *model) checkView(w *View, want []byte) {
 	m.t.Helper()
 	if w.Size() != int64(len(want)) {
@@ -445,47 +508,110 @@ func (m *model) checkView(w *View, want []byte) {
 	}
 }
 
-// V2, V4, S3, S9: random operations, compared with byte slices after each.
-func TestModel(t *testing.T) {
-	seed := testSeed(t)
-	for round := range uint64(4) {
-		t.Run(fmt.Sprint(round), func(t *testing.T) {
-			dir := filepath.Join(t.TempDir(), "volume")
-			if err := os.Mkdir(dir, 0o700); err != nil {
-				t.Fatal(err)
-			}
-			size := int64(300*BlockSize + 1536)
-			if round%2 == 1 {
-				size += (pageBlocks - 200) * BlockSize // crosses a page
-			}
-			steps := 600
-			if round%2 == 1 {
-				steps = 60
-			}
-			m := newModel(t, osDisk{dir}, rand.New(rand.NewPCG(seed, round)), size, smallTuning)
-			var log []string
-			defer func() {
-				if t.Failed() {
-					for i, s := range log[max(0, len(log)-40):] {
-						t.Log(i, s)
-					}
-				}
-			}()
-			for i := range steps {
-				log = append(log, m.step())
-				m.checkLive()
-				if i%8 == 0 {
-					m.checkAll()
-				}
-			}
-			m.tidy()
-			m.checkAll()
-			m.reopen()
-			m.checkAll()
-			m.closeViews()
-			if err := m.v.Close(); err != nil {
-				t.Fatal(err)
-			}
-		})
+// family is a volume and its clones, each with a model, by turns the one that
+// something is done to.
+type family struct {
+	t       *testing.T
+	members []*model
+	log     []string
+}
+
+// step does one random thing to one volume, or makes or removes a clone.
+func (f *family) step(r *rand.Rand) {
+	i := r.IntN(len(f.members))
+	m := f.members[i]
+	what := ""
+	switch n := r.IntN(100); {
+	case n < 2 && len(f.members) < 4:
+		what = f.clone(m)
+	case n < 3 && len(f.members) > 1:
+		what = f.remove(i)
+	default:
+		what = m.step()
+		m.checkLive()
+	}
+	f.log = append(f.log, fmt.Sprintf("%s: %s", m.d.path("."), what))
+}
+
+func (f *family) clone(m *model) string {
+	i := m.pick(false)
+	if i < 0 {
+		return "clone nothing"
+	}
+	d := osDisk{f.t.TempDir()}
+	if err := m.v.cloneTo(d, NewID(), m.marks[i].id); err != nil {
+		f.t.Fatalf("clone: %v", err)
+	}
+	clone := &model{t: m.t, r: m.r, d: d, tune: m.tune, live: slices.Clone(m.marks[i].data), dirty: true}
+	clone.open()
+	f.members = append(f.members, clone)
+	return fmt.Sprintf("clone of %s to %s", m.marks[i].id, d.dir)
+}
+
+func (f *family) remove(i int) string {
+	m := f.members[i]
+	m.closeViews()
+	if err := errors.Join(m.v.Close(), Remove(m.d.path("."))); err != nil {
+		f.t.Fatalf("remove: %v", err)
+	}
+	f.members = slices.Delete(f.members, i, i+1)
+	return "remove"
+}
+
+func (f *family) checkAll() {
+	f.t.Helper()
+	for _, m := range f.members {
+		m.checkAll()
 	}
 }
+
+func (f *family) printLog() {
+	if f.t.Failed() {
+		for i, s := range f.log[max(0, len(f.log)-40):] {
+			f.t.Log(i, s)
+		}
+	}
+}
+
+// V2, V4, V7, S3, S5, S9: random operations on a volume and its clones, compared
+// with byte slices after each.
+func TestModel(t *testing.T) {
+	eachSeed(t, func(t *testing.T, seed uint64) {
+		for round := range uint64(4) {
+			t.Run(fmt.Sprint(round), func(t *testing.T) {
+				size, steps := int64(300*BlockSize+1536), 600
+				if round%2 == 1 {
+					size, steps = size+(pageBlocks-200)*BlockSize, 60 // crosses a page
+				}
+				testFamily(t, rand.New(rand.NewPCG(seed, round)), size, steps)
+			})
+		}
+	})
+}
+
+func testFamily(t *testing.T, r *rand.Rand, size int64, steps int) {
+	f := &family{t: t}
+	f.members = []*model{newModel(t, osDisk{t.TempDir()}, r, size, smallTuning)}
+	defer f.printLog()
+	for i := range steps {
+		f.step(r)
+		if i%8 == 0 {
+			f.checkAll()
+		}
+	}
+	for _, m := range f.members {
+		m.tidy()
+		m.checkAll()
+		m.reopen()
+		m.checkAll()
+		m.closeViews()
+	}
+	for _, m := range f.members {
+		if err := m.v.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// testRand is for tests that need some data, whatever it is.
+func testRand() *rand.Rand { return rand.New(rand.NewPCG(1, 1)) }

@@ -217,7 +217,7 @@ func (v *Volume) load() error {
 	return v.begin(clean)
 }
 
-// loadChain reads the chain and sorts its records from the root to the head.
+// loadChain reads the chain.
 func (v *Volume) loadChain() error {
 	path := v.d.path(chainName)
 	b, err := readWhole(v.d, chainName, maxChainFile+1)
@@ -231,10 +231,7 @@ func (v *Volume) loadChain() error {
 	if c.Volume != v.id {
 		return &CorruptError{path, 16, "volume " + v.id.String(), c.Volume.String()}
 	}
-	if err := c.supported(path); err != nil {
-		return err
-	}
-	v.chain = c.sorted()
+	v.chain = c
 	v.size.Store(c.Layers[c.Head].Size)
 	return nil
 }
@@ -245,12 +242,12 @@ func (v *Volume) openLayers(clean bool) error {
 		if err != nil {
 			return fmt.Errorf("layer %s: %w", r.ID, err)
 		}
-		v.stack = append(v.stack, l)
+		v.files = append(v.files, l)
 		if err := v.giveSlot(l); err != nil {
 			return err
 		}
 	}
-	v.head = v.stack[len(v.stack)-1]
+	v.head = v.files[v.chain.Head]
 	return nil
 }
 
@@ -261,7 +258,7 @@ func (v *Volume) applyRecord(r record) error {
 	if at < 0 {
 		return &CorruptError{v.journal.path, v.journal.next.pos, "a record of a layer of this volume alone", "layer " + r.Layer.String()}
 	}
-	l := v.stack[at]
+	l := v.files[at]
 	blocks := blocksOf(l.size)
 	data := r.Data
 	for _, e := range r.Entries {
@@ -285,7 +282,7 @@ func (v *Volume) applyRecord(r record) error {
 }
 
 func (v *Volume) layerByID(id ID) *layerFile {
-	for _, l := range v.stack {
+	for _, l := range v.files {
 		if l.id == id {
 			return l
 		}
@@ -325,17 +322,23 @@ func (v *Volume) leftOver(name string) bool {
 	return ok && v.layerByID(id) == nil
 }
 
-// buildMap fills the block map from the top of the stack down.
+// buildMap makes the block map of the live volume.
 func (v *Volume) buildMap() error {
 	v.live = newBlockMap(blocksOf(v.size.Load()))
-	for i := len(v.stack) - 1; i >= 0; i-- {
-		l := v.stack[i]
+	return v.fillMap(v.live, v.chain.Head)
+}
+
+// fillMap adds what a layer and those below it say to an empty map, from the top
+// down.
+func (v *Volume) fillMap(m *blockMap, at int) error {
+	for _, i := range v.chain.line(at) {
+		l := v.files[i]
 		for _, g := range l.present() {
 			var kinds kindBits
 			if _, err := l.load(g, &kinds); err != nil {
 				return err
 			}
-			v.live.under(int64(g)*pageBlocks, &kinds, l.slot, blocksOf(v.size.Load()))
+			m.under(int64(g)*pageBlocks, &kinds, l.slot, blocksOf(v.size.Load()))
 		}
 	}
 	return nil
@@ -344,7 +347,10 @@ func (v *Volume) buildMap() error {
 // begin makes what the replay did durable, and says on disk that the volume is
 // open.
 func (v *Volume) begin(clean bool) error {
-	for _, l := range v.stack[:len(v.stack)-1] {
+	for _, l := range v.files {
+		if l == v.head {
+			continue
+		}
 		if len(l.dirty) > 0 || l.unsynced.Load() {
 			v.unsettled = append(v.unsettled, l)
 		} else {
@@ -407,7 +413,7 @@ func (v *Volume) Close() error {
 // closeFiles closes what is open, and the lock last.
 func (v *Volume) closeFiles() error {
 	var errs []error
-	for _, l := range v.stack {
+	for _, l := range v.files {
 		errs = append(errs, l.release())
 	}
 	if v.journal != nil {

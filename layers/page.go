@@ -78,14 +78,17 @@ func (k *kindBits) count(kind Kind) int {
 	return n
 }
 
+// lowBits are the low bits of the 32 pairs of a word.
+const lowBits = 0x5555555555555555
+
 // says returns the low bit of each pair that is not absent.
-func says(w uint64) uint64 { return (w | w>>1) & 0x5555555555555555 }
+func says(w uint64) uint64 { return (w | w>>1) & lowBits }
 
 // lows returns the low bit of each pair whose bits are both one.
-func lows(w uint64) uint64 { return w & (w >> 1) & 0x5555555555555555 }
+func lows(w uint64) uint64 { return w & (w >> 1) & lowBits }
 
 // spread returns a word of 32 blocks of one kind.
-func spread(kind Kind) uint64 { return uint64(kind) * 0x5555555555555555 }
+func spread(kind Kind) uint64 { return uint64(kind) * lowBits }
 
 // mapPage is a page of LAYER.map as it is stored.
 type mapPage struct {

@@ -56,6 +56,8 @@ func (w *pageWrite) commit() {
 	gr := w.l.groups[w.g]
 	gr.slot, gr.gen = w.slot, w.page.Generation
 	gr.sums, gr.sumsCRC = w.page.Sums, w.page.SumsCRC
+	w.l.commits++
+	gr.stamp = w.l.commits
 }
 
 // commitKinds is commit for a sealed layer whose kinds changed too.
@@ -68,6 +70,9 @@ func (w *pageWrite) commitKinds() {
 		w.l.groups[w.g] = gr
 	}
 	gr.setPage(&w.page, w.slot)
+	w.l.totals.Store(nil)
+	w.l.commits++
+	gr.stamp = w.l.commits
 }
 
 // putBack marks pages dirty again whose writing did not succeed.

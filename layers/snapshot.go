@@ -3,6 +3,7 @@ package layers
 import (
 	"fmt"
 	"io/fs"
+	"slices"
 	"time"
 )
 
@@ -42,7 +43,7 @@ func (v *Volume) snapshot(id ID) error {
 		err = v.seal(id, next)
 	}
 	if err != nil {
-		v.dropLayer(next)
+		v.abandon(next)
 	}
 	return err
 }
@@ -79,18 +80,38 @@ func (v *Volume) dropLayer(l *layerFile) {
 	}
 }
 
-// seal stops writes, makes the rest durable, and puts next on top of the chain.
+// abandon gives up a new head that could not become one. If the disk failed it is
+// not known what the chain names after a crash: then the files stay, and the next
+// open removes them if they are not needed.
+func (v *Volume) abandon(next *layerFile) {
+	if v.failure() == nil {
+		v.dropLayer(next)
+		return
+	}
+	v.takeSlot(next)
+	if err := next.release(); err != nil {
+		v.log.Warn("close of a layer that is not used", "volume", v.id, "layer", next.id, "error", err)
+	}
+}
+
+// seal stops writes, makes the rest durable, and puts next on top of what was the
+// head.
 func (v *Volume) seal(id ID, next *layerFile) error {
+	return v.sealTo(id, next, v.chain.Head, nil)
+}
+
+// sealTo seals the head and puts a new one on a layer. live is the new block map;
+// nil is the old one. The caller holds admin.
+func (v *Volume) sealTo(id ID, next *layerFile, parent int, live *blockMap) error {
 	v.gate.Lock()
 	defer v.gate.Unlock()
 	if err := v.Flush(); err != nil {
 		return err
 	}
-	now := time.Now().UTC()
-	c := v.chain.edit(func(layers []layerRecord) []layerRecord {
-		old := &layers[len(layers)-1]
-		old.Boundary, old.Sealed, old.Flags = id, now, flagSnapshot
-		return append(layers, layerRecord{ID: next.id, Size: old.Size})
+	c := v.chain.edit(func(c *chain) {
+		old := &c.Layers[c.Head]
+		old.Boundary, old.Sealed, old.Flags = id, time.Now().UTC(), flagSnapshot
+		c.push(parent, layerRecord{ID: next.id, Size: old.Size})
 	})
 	if err := v.replaceChain(c); err != nil {
 		return err
@@ -98,10 +119,13 @@ func (v *Volume) seal(id ID, next *layerFile) error {
 	v.meta.Lock()
 	v.unsettled = append(v.unsettled, v.head)
 	v.head = next
+	if live != nil {
+		v.live.become(live)
+	}
 	v.meta.Unlock()
 	v.mu.Lock()
 	v.chain = c
-	v.stack = append(v.stack[:len(v.stack):len(v.stack)], next)
+	v.files = append(v.files[:len(v.files):len(v.files)], next)
 	v.mu.Unlock()
 	return nil
 }
@@ -132,7 +156,7 @@ func (v *Volume) replaceChain(c *chain) error {
 
 // setChain replaces the chain on disk and then in memory; the layers stay. The
 // caller holds admin.
-func (v *Volume) setChain(change func([]layerRecord) []layerRecord) error {
+func (v *Volume) setChain(change func(*chain)) error {
 	c := v.chain.edit(change)
 	if err := v.replaceChain(c); err != nil {
 		return err
@@ -141,6 +165,17 @@ func (v *Volume) setChain(change func([]layerRecord) []layerRecord) error {
 	v.chain = c
 	v.mu.Unlock()
 	return nil
+}
+
+// changeRecord is setChain for the record of one layer.
+func (v *Volume) changeRecord(l *layerFile, change func(*layerRecord)) error {
+	v.admin.Lock()
+	defer v.admin.Unlock()
+	if err := v.goOn(); err != nil {
+		return err
+	}
+	at := slices.Index(v.files, l)
+	return v.setChain(func(c *chain) { change(&c.Layers[at]) })
 }
 
 // DeleteSnapshot gives up a snapshot. With keepMark its boundary stays as a
@@ -178,12 +213,11 @@ func (v *Volume) setBoundary(id ID, from, to uint32) error {
 	if at < 0 || v.chain.Layers[at].Flags != from {
 		return fs.ErrNotExist
 	}
-	err := v.setChain(func(layers []layerRecord) []layerRecord {
-		layers[at].Flags = to
+	err := v.setChain(func(c *chain) {
+		c.Layers[at].Flags = to
 		if to == 0 {
-			layers[at].Boundary = ID{}
+			c.Layers[at].Boundary = ID{}
 		}
-		return layers
 	})
 	if err == nil {
 		kick(v.wantTidy)
@@ -221,10 +255,7 @@ func (v *Volume) grow(size int64) error {
 	if err := v.head.data.truncate(blocksOf(size) * BlockSize); err != nil {
 		return err
 	}
-	err := v.setChain(func(layers []layerRecord) []layerRecord {
-		layers[len(layers)-1].Size = size
-		return layers
-	})
+	err := v.setChain(func(c *chain) { c.Layers[c.Head].Size = size })
 	if err != nil {
 		return err
 	}

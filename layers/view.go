@@ -64,10 +64,10 @@ func (v *Volume) viewLocked(id ID) (*View, error) {
 		return nil, fs.ErrNotExist
 	}
 	w := &View{v: v, size: v.chain.Layers[at].Size, pages: map[uint32]*viewPage{}}
-	for i := at; i >= 0; i-- {
-		w.stack = append(w.stack, v.stack[i])
+	for _, i := range v.chain.line(at) {
+		w.stack = append(w.stack, v.files[i])
 	}
-	w.ends = append(w.ends, v.anchor(v.stack[at]))
+	w.ends = append(w.ends, v.anchor(v.files[at]))
 	return w, nil
 }
 
@@ -83,9 +83,9 @@ func (v *Volume) anchor(l *layerFile) *anchor {
 
 // Diff opens what may differ between two boundaries: for the blocks that were
 // written between them, and maybe some more, the content of to; a block that to
-// does not have is Zero. All else is absent. from may be a mark and may be the
-// newer of the two; to is a snapshot. Bytes past the end of to are not in it. A
-// boundary that is not there is fs.ErrNotExist.
+// does not have is Zero. All else is absent. from may be a mark, may be the newer
+// of the two and may be on another branch; to is a snapshot. Bytes past the end
+// of to are not in it. A boundary that is not there is fs.ErrNotExist.
 func (v *Volume) Diff(from, to ID) (*View, error) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -106,9 +106,11 @@ func (v *Volume) diffLocked(from, to ID) (*View, error) {
 	if a < 0 {
 		return nil, fs.ErrNotExist
 	}
-	low, high := min(a, b), max(a, b)
-	w.over = append([]*layerFile{}, v.stack[low+1:high+1]...)
-	w.ends = append(w.ends, v.anchor(v.stack[a]))
+	w.over = []*layerFile{}
+	for _, i := range v.chain.between(a, b) {
+		w.over = append(w.over, v.files[i])
+	}
+	w.ends = append(w.ends, v.anchor(v.files[a]))
 	return w, nil
 }
 

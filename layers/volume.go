@@ -24,6 +24,7 @@ type Volume struct {
 
 	size   atomic.Int64 // bytes
 	closed atomic.Bool
+	covers atomic.Bool           // zeros were written over a layer below since tidying last looked
 	failed atomic.Pointer[error] // why the volume takes no more writes
 
 	// Reading. A reader is inside grace from the lookup to the end of the read.
@@ -46,9 +47,9 @@ type Volume struct {
 	ring        sync.Mutex   // the fields of journal
 	journal     *journal     //
 
-	mu      sync.RWMutex           // chain, stack, anchors
-	chain   *chain                 // replaced, never changed; without branches: Layers is the stack
-	stack   []*layerFile           // from the root to the head
+	mu      sync.RWMutex           // chain, files, anchors
+	chain   *chain                 // replaced, never changed
+	files   []*layerFile           // of chain.Layers, in that order; replaced with it
 	anchors map[*layerFile]*anchor // open views of the boundary above a layer
 
 	layout    sync.RWMutex  // held while a view resolves a page, and while blocks move
@@ -81,10 +82,12 @@ var defaultTuning = tuning{
 // mark.
 type Boundary struct {
 	ID     ID
+	Parent ID        // the boundary below; zero: none
 	Size   int64     // bytes, of the volume at that instant
 	Sealed time.Time // the instant
 	Mark   bool      // only the knowledge of what changed since is kept, no data
-	Bytes  int64     // data in the layers between the boundary before and this one
+	Live   bool      // the live volume lies on it; false: it is on another branch
+	Bytes  int64     // data in the layers between the boundary below and this one
 }
 
 // Usage is what a volume takes on disk, without the maps and the journal.
@@ -99,36 +102,46 @@ func (v *Volume) ID() ID { return v.id }
 // Size is the volume's size now, in bytes.
 func (v *Volume) Size() int64 { return v.size.Load() }
 
-// Boundaries lists the snapshots and marks, oldest first.
+// Boundaries lists the snapshots and marks of all branches, oldest first. The
+// last one that is Live is where the live volume lies on.
 func (v *Volume) Boundaries() []Boundary {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
+	live := make([]bool, len(v.files))
+	for _, i := range v.chain.line(v.chain.Head) {
+		live[i] = true
+	}
 	var list []Boundary
-	bytes := int64(0)
 	for i, r := range v.chain.Layers {
-		blocks, _ := v.stack[i].usage()
-		bytes += blocks * BlockSize
 		if r.Flags == 0 {
 			continue
 		}
-		list = append(list, Boundary{
-			ID: r.Boundary, Size: r.Size, Sealed: r.Sealed, Mark: r.Flags == flagMark, Bytes: bytes,
-		})
-		bytes = 0
+		b := Boundary{
+			ID: r.Boundary, Size: r.Size, Sealed: r.Sealed, Mark: r.Flags == flagMark, Live: live[i],
+		}
+		at := i
+		for ; at >= 0 && (at == i || v.chain.Layers[at].Flags == 0); at = v.chain.Layers[at].Parent {
+			blocks, _ := v.files[at].usage()
+			b.Bytes += blocks * BlockSize
+		}
+		if at >= 0 {
+			b.Parent = v.chain.Layers[at].Boundary
+		}
+		list = append(list, b)
 	}
 	return list
 }
 
-// Clean reports whether nothing was written since the newest boundary. Without
-// a boundary it is false.
+// Clean reports whether nothing was written since the newest boundary below the
+// live volume. Without one it is false.
 func (v *Volume) Clean() bool {
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	for i := len(v.stack) - 1; i >= 0; i-- {
+	for _, i := range v.chain.line(v.chain.Head) {
 		if v.chain.Layers[i].Flags != 0 {
 			return true
 		}
-		if _, says := v.stack[i].usage(); says > 0 {
+		if _, says := v.files[i].usage(); says > 0 {
 			return false
 		}
 	}
@@ -137,16 +150,15 @@ func (v *Volume) Clean() bool {
 
 // Usage returns what the volume takes. It reads no file.
 func (v *Volume) Usage() Usage {
+	v.meta.Lock()
+	u := Usage{Live: v.live.data * BlockSize}
+	v.meta.Unlock()
 	v.mu.RLock()
 	defer v.mu.RUnlock()
-	var u Usage
-	for _, l := range v.stack {
+	for _, l := range v.files {
 		blocks, _ := l.usage()
 		u.Allocated += blocks * BlockSize
 	}
-	v.meta.Lock()
-	u.Live = v.live.data * BlockSize
-	v.meta.Unlock()
 	return u
 }
 

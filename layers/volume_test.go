@@ -302,14 +302,14 @@ func flip(t *testing.T, path string, off int64) {
 // A volume that was closed and then damaged is not opened, and says why.
 func TestOpenDamaged(t *testing.T) {
 	newestSlot := func(t *testing.T, v *Volume) (string, int64) {
-		l := v.stack[0]
+		l := v.files[0]
 		return mapName(l.id), slotOffset(0, l.groups[0].slot) + 500
 	}
 	for name, damage := range map[string]func(t *testing.T, v *Volume) (file string, off int64){
 		"header":  func(*testing.T, *Volume) (string, int64) { return headerName, 20 },
 		"chain":   func(*testing.T, *Volume) (string, int64) { return chainName, 100 },
 		"map":     newestSlot,
-		"map top": func(_ *testing.T, v *Volume) (string, int64) { return mapName(v.stack[0].id), 20 },
+		"map top": func(_ *testing.T, v *Volume) (string, int64) { return mapName(v.files[0].id), 20 },
 	} {
 		t.Run(name, func(t *testing.T) {
 			v, dir := newVolume(t, 64)

@@ -1,0 +1,116 @@
+package layers
+
+import (
+	"fmt"
+	"hash/fnv"
+	"slices"
+)
+
+// A tree is the chain as one step of tidying sees it.
+type tree struct{ links []link } // in the order of the chain
+
+// link is a layer in a tree.
+type link struct {
+	*layerFile
+	size    int64   // bytes, as the chain says
+	up      []*link // what lies right on it
+	below   *link   // what it lies on; nil: the root
+	head    bool
+	kept    bool // readers need the boundary above: snapshot or view; or it is the head
+	bound   bool // there is a boundary: kept, or a mark
+	settled bool // sealed, and the journal has no record of it: it may be changed
+	shared  bool // the chain says that other volumes may have the files
+	lent    bool // they do: nothing may be taken away
+}
+
+// tree returns the chain as it is now. The caller holds tidying, so nobody here
+// shares a layer meanwhile; and one that no other volume has, none can share.
+func (v *Volume) tree() (*tree, error) {
+	v.meta.Lock()
+	defer v.meta.Unlock()
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	t := &tree{make([]link, len(v.files))}
+	for i, l := range v.files {
+		r := &v.chain.Layers[i]
+		lent, err := r.lent(l)
+		if err != nil {
+			return nil, err
+		}
+		a := v.anchors[l]
+		kept := l == v.head || r.Flags == flagSnapshot || a != nil && a.views > 0
+		n := &t.links[i]
+		*n = link{
+			layerFile: l, size: r.Size, head: l == v.head, kept: kept, bound: kept || r.Flags != 0,
+			settled: l != v.head && !slices.Contains(v.unsettled, l), shared: r.Shared, lent: lent,
+		}
+		if r.Parent >= 0 {
+			n.below = &t.links[r.Parent]
+			n.below.up = append(n.below.up, n)
+		}
+	}
+	return t, nil
+}
+
+// hiders calls f with the layers that may hide blocks of l from whoever reads
+// it: those above, up to the next boundary that is kept on each branch.
+func (l *link) hiders(f func(*link)) {
+	for _, up := range l.up {
+		f(up)
+		if !up.kept {
+			up.hiders(f)
+		}
+	}
+}
+
+// hiding is the blocks of a group of a layer that layers above hide; the low bit
+// of each pair.
+type hiding struct {
+	far  [pageWords]uint64 // from every reader
+	near [pageWords]uint64 // of far, those that are hidden before there is a boundary
+}
+
+// hidden finds what is hidden of group g of l: on each branch above it, by a
+// layer up to the next boundary that is kept. Where no such boundary is, nobody
+// reads. Layers that are not settled count with what is durable of them: a crash
+// brings nothing back of that.
+func (l *link) hidden(g uint32) (*hiding, error) {
+	h := new(hiding)
+	for i := range h.far {
+		h.far[i], h.near[i] = lowBits, lowBits
+	}
+	if l.kept {
+		h.far, h.near = [pageWords]uint64{}, [pageWords]uint64{}
+		return h, nil
+	}
+	for _, up := range l.up {
+		above, err := up.hidden(g)
+		if err != nil {
+			return nil, err
+		}
+		var kinds kindBits
+		if err := up.loadDurable(g, &kinds); err != nil {
+			return nil, err
+		}
+		for i, w := range kinds {
+			h.far[i] &= says(w) | above.far[i]
+			h.near[i] &= says(w) | above.near[i]
+		}
+	}
+	if l.bound {
+		h.near = [pageWords]uint64{}
+	}
+	return h, nil
+}
+
+// shape is a number that changes when the layers that may hide blocks of l, or
+// what they end at, are others than before.
+func (l *link) shape() uint64 {
+	h := fnv.New64a()
+	add := func(n *link) {
+		fmt.Fprintf(h, "%s %d %v %v\n", n.id, len(n.up), n.bound, n.kept) // a hash never fails
+	}
+	add(l)
+	l.hiders(add)
+	return h.Sum64()
+}
