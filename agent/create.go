@@ -212,10 +212,10 @@ func (c *creation) fixBoundary() error {
 	})
 }
 
-// cleanTip returns the newest snapshot if the volume is just as that is, and
-// holds it.
+// cleanTip returns the snapshot that the live volume lies on if the volume is
+// just as that is, and holds it.
 func (c *creation) cleanTip() (layers.Boundary, bool) {
-	boundaries := c.data.Boundaries()
+	boundaries := slices.DeleteFunc(c.data.Boundaries(), func(b layers.Boundary) bool { return !b.Live })
 	if len(boundaries) == 0 {
 		return layers.Boundary{}, false
 	}
