@@ -40,6 +40,10 @@ type Config struct {
 	// OpenStore.
 	CreateStore func(ctx context.Context, url string, env map[string]string) (object.Store, error)
 
+	// FreezeHelper are the arguments with which this program hands those that
+	// follow to freeze.Main. Without them no file system is frozen.
+	FreezeHelper []string
+
 	// Log receives what no caller can be told. Nil means slog.Default().
 	Log *slog.Logger
 }
@@ -129,6 +133,7 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 		return nil, err
 	}
 	a.work.Go(func() { a.watchRoom(a.ctx) })
+	a.undoQuiets()
 	return a, nil
 }
 

@@ -24,9 +24,10 @@ type NewBackup struct {
 	Target      string
 	Name        string // empty means the time
 	Description string
-	Snapshot    string // of that volume; empty means the present state
-	Force       bool   // also if the volume is in use
-	Incremental bool   // only what changed since the newest backup
+	Snapshot    string  // of that volume; empty means the present state
+	Force       bool    // also if the volume is in use
+	Incremental bool    // only what changed since the newest backup
+	Quiesce     Quiesce // for the temporary snapshot, if there is one
 }
 
 // A creation is a backup that is being made.
@@ -37,7 +38,9 @@ type creation struct {
 	target      catalog.Target
 	backup      catalog.Backup // as it was recorded last
 	incremental bool
-	release     []func() // gives back what was claimed, last first
+	quiesce     Quiesce
+	record      catalog.Volume // as it was when the backup was asked for
+	release     []func()       // gives back what was claimed, last first
 }
 
 // CreateBackup begins a backup and returns at once. The operation's subject is
@@ -77,7 +80,7 @@ func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &creation{a: a, volume: v, target: t, incremental: n.Incremental, backup: catalog.Backup{
+	c := &creation{a: a, volume: v, target: t, incremental: n.Incremental, quiesce: n.Quiesce, record: record, backup: catalog.Backup{
 		ID: layers.NewID(), TargetID: t.ID, VolumeID: v.id, VolumeName: record.Name,
 		Name: n.Name, Description: n.Description, Status: catalog.Creating,
 		Size: record.Size, DataTimestamp: now, Created: now, Updated: now,
@@ -182,7 +185,7 @@ func (c *creation) begin(tx *catalog.Tx) error {
 // work makes the backup. The temporary snapshot, if there is one, goes whatever
 // happens.
 func (c *creation) work(ctx context.Context, op *operation) error {
-	err := c.fixBoundary()
+	err := c.fixBoundary(ctx, op)
 	if err == nil {
 		err = c.copy(ctx, op)
 	}
@@ -194,22 +197,30 @@ func (c *creation) work(ctx context.Context, op *operation) error {
 // made, makes it: what is written from now on is not in the backup. A volume
 // that nobody has open and nobody wrote to since its newest snapshot needs
 // none.
-func (c *creation) fixBoundary() error {
+func (c *creation) fixBoundary(ctx context.Context, op *operation) error {
 	if !c.backup.BoundaryID.IsZero() {
 		return nil
 	}
 	a, v := c.a, c.volume
 	v.chain.Lock()
-	defer v.chain.Unlock()
-	if tip, ok := c.cleanTip(); ok {
+	tip, clean := c.cleanTip()
+	v.chain.Unlock()
+	if clean {
 		return c.change(func(b *catalog.Backup) { b.BoundaryID, b.Size = tip.ID, tip.Size })
 	}
 	s := catalog.Snapshot{
 		ID: layers.NewID(), VolumeID: v.id, Name: "backup_" + c.backup.ID.String(), System: true, Created: time.Now().UTC(),
 	}
-	return a.seal(c.data, &s, func(tx *catalog.Tx) error {
+	err := a.makeSnapshot(ctx, c.record, v, &s, c.quiesce, func(tx *catalog.Tx) error {
 		return c.changeIn(tx, func(b *catalog.Backup) { b.TempSnapshotID, b.BoundaryID, b.Size = s.ID, s.ID, s.Size })
 	})
+	if s.Note != "" {
+		op.note(s.Note)
+	}
+	if err != nil {
+		return err
+	}
+	return c.change(func(b *catalog.Backup) { b.Size = s.Size }) // It may have grown meanwhile.
 }
 
 // cleanTip returns the snapshot that the live volume lies on if the volume is

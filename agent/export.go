@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/agent/freeze"
 	"varve/catalog"
 	"varve/layers"
 )
@@ -95,6 +96,13 @@ func describeSnapshot(s catalog.Snapshot, volume string) string {
 	return fmt.Sprintf("snapshot %s of volume %s, %d bytes, %s, read-only", s.ID, volume, s.Size, s.Created.Format(time.RFC3339))
 }
 
+type peerKey struct{}
+
+// WithPeer tells OpenExport which process of this host it opens something for.
+func WithPeer(ctx context.Context, pid int) context.Context {
+	return context.WithValue(ctx, peerKey{}, pid)
+}
+
 // OpenExport opens VOLUME for reading and writing, or VOLUME@SNAPSHOT for
 // reading; names or ids on either side. The id of a snapshot alone will do.
 func (a *Agent) OpenExport(ctx context.Context, name string) (*Export, error) {
@@ -110,16 +118,17 @@ func (a *Agent) OpenExport(ctx context.Context, name string) (*Export, error) {
 	if strings.Contains(name, "@") {
 		return a.exportSnapshot(name, volumes, snapshots)
 	}
-	return a.exportVolume(name)
+	pid, _ := ctx.Value(peerKey{}).(int)
+	return a.exportVolume(name, pid)
 }
 
 // exportVolume opens a volume for reading and writing, which makes it in use.
-func (a *Agent) exportVolume(name string) (*Export, error) {
+func (a *Agent) exportVolume(name string, pid int) (*Export, error) {
 	record, v, err := a.findVolume(name)
 	if err != nil {
 		return nil, err
 	}
-	attachment := Attachment{ID: layers.NewID(), Export: name, Since: time.Now().UTC()}
+	attachment := Attachment{ID: layers.NewID(), Export: name, PID: pid, Process: freeze.Host{}.Process(pid), Since: time.Now().UTC()}
 	a.mu.Lock()
 	data, err := v.usable(record)
 	if err == nil && v.reserved {

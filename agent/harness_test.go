@@ -87,7 +87,7 @@ func (w *world) start(dir string) *Agent {
 }
 
 func (w *world) config(dir string) Config {
-	return Config{State: dir, OpenStore: w.open, Log: slog.New(slog.NewTextHandler(w, nil))}
+	return Config{State: dir, OpenStore: w.open, FreezeHelper: freezeHelper, Log: slog.New(slog.NewTextHandler(w, nil))}
 }
 
 // startWithTarget starts a daemon with an unencrypted target named t1.

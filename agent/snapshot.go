@@ -16,6 +16,7 @@ import (
 type NewSnapshot struct {
 	Name        string
 	Description string
+	Quiesce     Quiesce
 }
 
 // SnapshotView is a snapshot as it is shown.
@@ -38,44 +39,17 @@ func (a *Agent) CreateSnapshot(ctx context.Context, volumeRef string, n NewSnaps
 	if err != nil {
 		return catalog.Snapshot{}, err
 	}
-	v.chain.Lock()
-	defer v.chain.Unlock()
-	data, err := a.usable(record, v)
-	if err != nil {
+	s := catalog.Snapshot{ID: layers.NewID(), VolumeID: v.id, Name: n.Name, Description: n.Description, Created: now}
+	// What was begun ends well, also if whoever asked has gone.
+	err = a.makeSnapshot(context.WithoutCancel(ctx), record, v, &s, n.Quiesce, nil)
+	var refused *Error
+	if errors.As(err, &refused) {
 		return catalog.Snapshot{}, err
 	}
-	s := catalog.Snapshot{ID: layers.NewID(), VolumeID: v.id, Name: n.Name, Description: n.Description, Created: now}
-	if err := a.seal(data, &s, nil); err != nil {
+	if err != nil {
 		return catalog.Snapshot{}, dataError("snapshot volume "+record.Name, err)
 	}
 	return s, nil
-}
-
-// seal makes the boundary that s describes, and fills in what is not known
-// before: record first, boundary, record again. also is recorded together with
-// the first; it may be nil. The caller holds the volume's chain.
-func (a *Agent) seal(data *layers.Volume, s *catalog.Snapshot, also func(*catalog.Tx) error) error {
-	s.Size, s.Status = data.Size(), catalog.Creating
-	err := a.update(func(tx *catalog.Tx) error {
-		if also != nil {
-			if err := also(tx); err != nil {
-				return err
-			}
-		}
-		return catalog.Snapshots.Put(tx, *s)
-	})
-	if err != nil {
-		return err
-	}
-	err = data.Snapshot(s.ID)
-	if err == nil {
-		s.Status = catalog.Available
-		err = a.update(func(tx *catalog.Tx) error { return catalog.Snapshots.Put(tx, *s) })
-	}
-	if err == nil {
-		return nil
-	}
-	return errors.Join(err, a.unseal(data, s.ID, false, nil))
 }
 
 // unseal takes a boundary's data out of the chain, whether it is a snapshot, a
@@ -216,6 +190,9 @@ func (a *Agent) DeleteSnapshot(ctx context.Context, ref string) error {
 	record, v, err := a.findVolume(s.VolumeID.String())
 	if err != nil {
 		return err
+	}
+	if s.Status == catalog.Creating {
+		return fail(Conflict, "snapshot %s of volume %s is being made: try again when that is over", s.Name, record.Name)
 	}
 	v.chain.Lock()
 	defer v.chain.Unlock()

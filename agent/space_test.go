@@ -64,7 +64,9 @@ func TestRoomWarning(t *testing.T) {
 	a := newWorld(t).start(t.TempDir())
 	createVolume(t, a, "grower", 8*mib)
 	createVolume(t, a, "idle", 8*mib)
+	a.room.mu.Lock()
 	a.room.samples = []roomSample{{time.Now().Add(-5 * time.Minute), map[layers.ID]int64{}}}
+	a.room.mu.Unlock()
 	write(t, a, "grower", 1, 0, 4*mib)
 	if got := a.warnRoom(room{100 << 30, 200 << 30}); got != "" {
 		t.Errorf("with room: %q", got)

@@ -39,9 +39,11 @@ type NewVolume struct {
 
 // An Attachment is one writable opening of a volume, by an NBD client say.
 type Attachment struct {
-	ID     layers.ID
-	Export string // the name that it was opened by
-	Since  time.Time
+	ID      layers.ID
+	Export  string // the name that it was opened by
+	PID     int    // the client's process on this host; 0: not known
+	Process string // its name; empty: not known
+	Since   time.Time
 }
 
 // VolumeView is a volume as it is shown.
@@ -67,6 +69,10 @@ type volume struct {
 	// chain is held by whoever changes the chain of layers together with the
 	// records about it. Reads and writes of data do not need it.
 	chain sync.Mutex
+
+	// quiet is held while the users of the volume are made quiet for a
+	// snapshot, their hooks included. It comes before chain.
+	quiet sync.Mutex
 
 	// These are guarded by Agent.mu.
 	data     *layers.Volume // nil if it is not open

@@ -37,11 +37,33 @@ type Volume struct {
 	Bootable       bool
 	Maintenance    bool // kept from its clients, whatever Status says besides
 	Properties     map[string]string
-	SnapshotID     layers.ID // the snapshot it was made from; zero if none
-	SourceVolumeID layers.ID // the volume it was cloned from; zero if none
+	SnapshotID     layers.ID     // the snapshot it was made from; zero if none
+	SourceVolumeID layers.ID     // the volume it was cloned from; zero if none
+	PreSnapshot    string        // shell command that runs before a snapshot; empty: none
+	PostSnapshot   string        // and after it
+	HookLimit      time.Duration // of either command; 0: the default
+	Quiets         []Quiet       // of snapshots that are being made
 	Created        time.Time
 	Updated        time.Time
 }
+
+// A Quiet is what was done to the users of a volume for one snapshot, and has to
+// be undone.
+type Quiet struct {
+	SnapshotID   layers.ID
+	SnapshotName string
+	Mounts       []string // file systems that may be frozen, by their mount points
+	Hook         bool     // the hook before the snapshot may have run; the one after it is due
+}
+
+// Consistency says what a snapshot of a volume in use holds.
+type Consistency string
+
+const (
+	CrashConsistent Consistency = ""       // what was acknowledged, as after a power cut
+	Synced          Consistency = "synced" // besides, what file systems on this host had in memory a moment before
+	Frozen          Consistency = "frozen" // file systems on this host, as after unmounting
+)
 
 // A Snapshot is the name of a boundary in a volume's chain of layers. Its ID is
 // the boundary's.
@@ -53,6 +75,8 @@ type Snapshot struct {
 	Size        int64 // bytes, of the volume at that instant
 	Status      Status
 	Reason      string // why Status is an error; empty otherwise
+	Consistency Consistency
+	Note        string // what whoever made it should know; empty if nothing
 	System      bool   // made by Varve itself, for a backup; hidden from lists
 	Created     time.Time
 }

@@ -22,6 +22,10 @@ type Server struct {
 	// for every question about an export too, with Close right after.
 	Open func(ctx context.Context, name string) (*Export, error)
 
+	// ConnContext may add to the context of a new connection, which List and
+	// Open get. Nil adds nothing.
+	ConnContext func(ctx context.Context, conn net.Conn) context.Context
+
 	// Log gets what cannot be answered to a client. Nil is slog.Default().
 	Log *slog.Logger
 
@@ -94,6 +98,9 @@ func (s *Server) accept(ctx context.Context, l net.Listener, sessions *sync.Wait
 func (s *Server) start(ctx context.Context, conn net.Conn, sessions *sync.WaitGroup) {
 	if tcp, ok := conn.(*net.TCPConn); ok {
 		tcp.SetNoDelay(true) // replies are gathered already
+	}
+	if s.ConnContext != nil {
+		ctx = s.ConnContext(ctx, conn)
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	t := newSession(ctx, s, conn)

@@ -8,7 +8,7 @@
 // kind, {"volume": {…}}, a list under the plural. What Varve adds are fields
 // and paths of its own. Everything is described at /openapi.json.
 //
-//	GET POST     /v1/volumes             GET DELETE  /v1/volumes/{volume}
+//	GET POST     /v1/volumes             GET PUT DELETE  /v1/volumes/{volume}
 //	POST         /v1/volumes/{volume}/grow
 //	POST DELETE  /v1/volumes/{volume}/maintenance
 //	GET POST     /v1/snapshots           GET DELETE  /v1/snapshots/{snapshot}

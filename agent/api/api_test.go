@@ -11,10 +11,12 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"reflect"
 	"regexp"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"varve/agent"
 	"varve/agent/object"
@@ -138,6 +140,8 @@ func TestErrorShape(t *testing.T) {
 		{"POST", "/v1/volumes/none/grow", `{"grow":{"size_bytes":4096}}`, 404, "itemNotFound", "none"},
 		{"GET", "/v1/snapshots/none/diff/none", "", 404, "itemNotFound", "none"},
 		{"POST", "/v1/volumes/none/maintenance", "", 404, "itemNotFound", "none"},
+		{"PUT", "/v1/volumes/none", `{"volume":{"name":"x"}}`, 404, "itemNotFound", "none"},
+		{"PUT", "/v1/volumes/none", `{"volume":{"hook_timeout":601}}`, 400, "badRequest", "hook_timeout"},
 		{"DELETE", "/v1/volumes/none/maintenance", "", 404, "itemNotFound", "none"},
 		{"GET", "/v1/operations/none", "", 404, "itemNotFound", "none"},
 		{"GET", "/v1/operations/none?wait=1", "", 404, "itemNotFound", "none"},
@@ -211,17 +215,18 @@ func TestRequestID(t *testing.T) {
 
 // A9: the request has the fields of Cinder's, under both of their words.
 func TestNewBackup(t *testing.T) {
-	full := agent.NewBackup{Volume: "v", Target: "c", Name: "n", Description: "d", Snapshot: "s", Force: true, Incremental: true}
+	full := agent.NewBackup{Volume: "v", Target: "c", Name: "n", Description: "d", Snapshot: "s", Force: true, Incremental: true,
+		Quiesce: agent.Quiesce{Mounts: []string{"/m"}, NoHooks: true, FreezeLimit: 1500 * time.Millisecond}}
 	for _, body := range []string{
-		`{"volume_id":"v","container":"c","name":"n","description":"d","snapshot_id":"s","force":true,"incremental":true}`,
-		`{"volume_id":"v","container":"c","display_name":"n","display_description":"d","snapshot_id":"s","force":true,"incremental":true}`,
-		`{"volume_id":"v","container":"c","name":"n","display_name":"n","description":"d","snapshot_id":"s","force":true,"incremental":true}`,
+		`{"volume_id":"v","container":"c","name":"n","description":"d","snapshot_id":"s","force":true,"incremental":true,"freeze":["/m"],"freeze_limit":1.5,"no_hooks":true}`,
+		`{"volume_id":"v","container":"c","display_name":"n","display_description":"d","snapshot_id":"s","force":true,"incremental":true,"freeze":["/m"],"freeze_limit":1.5,"no_hooks":true}`,
+		`{"volume_id":"v","container":"c","name":"n","display_name":"n","description":"d","snapshot_id":"s","force":true,"incremental":true,"freeze":["/m"],"freeze_limit":1.5,"no_hooks":true}`,
 	} {
 		var n NewBackup
 		if err := json.Unmarshal([]byte(body), &n); err != nil {
 			t.Fatal(err)
 		}
-		if got, err := newBackup(n); err != nil || got != full {
+		if got, err := newBackup(n); err != nil || !reflect.DeepEqual(got, full) {
 			t.Errorf("%s: %+v, %v; want %+v", body, got, err, full)
 		}
 	}
@@ -237,7 +242,7 @@ func TestNewBackup(t *testing.T) {
 	if err := json.Unmarshal([]byte(doc), &d); err != nil {
 		t.Fatal(err)
 	}
-	for _, field := range []string{"name", "description", "volume_id", "container", "force", "incremental", "snapshot_id", "display_name", "display_description"} {
+	for _, field := range []string{"name", "description", "volume_id", "container", "force", "incremental", "snapshot_id", "display_name", "display_description", "freeze", "no_freeze"} {
 		if d.Components.Schemas["NewBackup"].Properties[field] == nil {
 			t.Errorf("the OpenAPI document does not describe %s of a new backup", field)
 		}

@@ -135,6 +135,7 @@ func newBackup(n NewBackup) (agent.NewBackup, error) {
 		Snapshot:    text(n.SnapshotID),
 		Force:       n.Force,
 		Incremental: n.Incremental,
+		Quiesce:     quiesce(n.Quiesce),
 	}, nil
 }
 

@@ -38,6 +38,12 @@ func (c *Client) GrowVolume(ctx context.Context, name string, size int64) (Volum
 	return out.Volume, err
 }
 
+// ChangeVolume changes what a volume is called and what is kept with it.
+func (c *Client) ChangeVolume(ctx context.Context, name string, change VolumeChange) (Volume, error) {
+	out, err := call[volumeBody](ctx, c, http.MethodPut, "volumes", "volume", name, "", volumeChangeBody{change})
+	return out.Volume, err
+}
+
 // BeginMaintenance keeps a volume from its clients.
 func (c *Client) BeginMaintenance(ctx context.Context, name string) (Volume, error) {
 	out, err := call[volumeBody](ctx, c, http.MethodPost, "volumes", "volume", name, "maintenance", nil)

@@ -1,7 +1,9 @@
 package api
 
 import (
+	"cmp"
 	"context"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -40,7 +42,9 @@ func (s *Server) addSnapshots(h huma.API) {
 	})
 	huma.Post(h, "/v1/snapshots", func(ctx context.Context, in *struct{ Body newSnapshotBody }) (*answer[snapshotBody], error) {
 		n := in.Body.Snapshot
-		made, err := s.config.Agent.CreateSnapshot(ctx, n.VolumeID, agent.NewSnapshot{Name: n.Name, Description: n.Description})
+		made, err := s.config.Agent.CreateSnapshot(ctx, n.VolumeID, agent.NewSnapshot{
+			Name: n.Name, Description: n.Description, Quiesce: quiesce(n.Quiesce),
+		})
 		if err != nil {
 			return nil, answerFor(err)
 		}
@@ -63,6 +67,12 @@ func (s *Server) snapshotAnswer(ctx context.Context, ref string) (*answer[snapsh
 	return &answer[snapshotBody]{snapshotBody{snapshot(v)}}, nil
 }
 
+func quiesce(q Quiesce) agent.Quiesce {
+	return agent.Quiesce{
+		Mounts: q.Freeze, NoFreeze: q.NoFreeze, NoHooks: q.NoHooks, FreezeLimit: time.Duration(q.FreezeLimit * float64(time.Second)),
+	}
+}
+
 func snapshot(v agent.SnapshotView) Snapshot {
 	return Snapshot{
 		ID:          v.ID.String(),
@@ -77,5 +87,7 @@ func snapshot(v agent.SnapshotView) Snapshot {
 		FailReason:  optional(v.Reason),
 		System:      v.System,
 		Bytes:       v.Bytes,
+		Consistency: cmp.Or(string(v.Consistency), "crash"),
+		Note:        optional(v.Note),
 	}
 }

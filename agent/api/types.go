@@ -78,6 +78,9 @@ type Volume struct {
 	PreviousStatus *string         `json:"previous_status"`
 	FailReason     *string         `json:"fail_reason" doc:"why the status is an error"`
 	Maintenance    bool            `json:"maintenance" doc:"NBD clients are refused"`
+	PreSnapshot    string          `json:"pre_snapshot" doc:"shell command that runs before a snapshot of the volume in use"`
+	PostSnapshot   string          `json:"post_snapshot" doc:"and after it"`
+	HookTimeout    int64           `json:"hook_timeout" doc:"seconds that either may take"`
 	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
 	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
 	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"what each snapshot alone holds, oldest first"`
@@ -88,6 +91,8 @@ type Volume struct {
 type Attachment struct {
 	ID         string `json:"id"`
 	Export     string `json:"export" doc:"the name that the client asked for"`
+	PID        int    `json:"pid" doc:"the client's process on this host; 0: not known"`
+	Process    string `json:"process" doc:"its name"`
 	AttachedAt Time   `json:"attached_at"`
 }
 
@@ -107,6 +112,25 @@ type NewVolume struct {
 	Metadata    map[string]string `json:"metadata,omitempty"`
 }
 
+// VolumeChange says what of a volume to change. What is null stays.
+type VolumeChange struct {
+	Name         *string           `json:"name,omitempty"`
+	Description  *string           `json:"description,omitempty"`
+	Metadata     map[string]string `json:"metadata,omitempty" doc:"all of it"`
+	NoMetadata   bool              `json:"no_metadata,omitempty" doc:"remove all metadata"`
+	PreSnapshot  *string           `json:"pre_snapshot,omitempty" doc:"shell command; empty: none"`
+	PostSnapshot *string           `json:"post_snapshot,omitempty" doc:"shell command; empty: none"`
+	HookTimeout  *int64            `json:"hook_timeout,omitempty" minimum:"0" maximum:"600" doc:"seconds; 0: the default, 30"`
+}
+
+// Quiesce says how who uses a volume is made quiet for a snapshot.
+type Quiesce struct {
+	Freeze      []string `json:"freeze,omitempty" doc:"mount points to freeze besides those that are found"`
+	NoFreeze    bool     `json:"no_freeze,omitempty" doc:"freeze no file system"`
+	FreezeLimit float64  `json:"freeze_limit,omitempty" minimum:"0" maximum:"300" doc:"seconds that a file system is frozen at most; 0: the default, 10"`
+	NoHooks     bool     `json:"no_hooks,omitempty" doc:"run no hooks"`
+}
+
 // A Snapshot is a snapshot as Cinder shows it, and what Varve knows besides.
 type Snapshot struct {
 	ID          string  `json:"id"`
@@ -117,11 +141,13 @@ type Snapshot struct {
 	VolumeID    string  `json:"volume_id"`
 	CreatedAt   Time    `json:"created_at"`
 
-	VolumeName string  `json:"volume_name"`
-	SizeBytes  int64   `json:"size_bytes"`
-	FailReason *string `json:"fail_reason" doc:"why the status is an error"`
-	System     bool    `json:"system" doc:"made by Varve itself"`
-	Bytes      int64   `json:"bytes" doc:"on disk, that this snapshot alone holds"`
+	VolumeName  string  `json:"volume_name"`
+	SizeBytes   int64   `json:"size_bytes"`
+	FailReason  *string `json:"fail_reason" doc:"why the status is an error"`
+	System      bool    `json:"system" doc:"made by Varve itself"`
+	Consistency string  `json:"consistency" enum:"crash,synced,frozen" doc:"what it holds of a file system on this host that was in use"`
+	Note        *string `json:"note" doc:"what whoever made it should know"`
+	Bytes       int64   `json:"bytes" doc:"on disk, that this snapshot alone holds"`
 }
 
 // NewSnapshot is a snapshot to create.
@@ -129,6 +155,7 @@ type NewSnapshot struct {
 	VolumeID    string `json:"volume_id" doc:"id or name"`
 	Name        string `json:"name,omitempty" doc:"the time if empty"`
 	Description string `json:"description,omitempty"`
+	Quiesce
 }
 
 // A Backup is a backup as Cinder shows it, and what Varve knows besides.
@@ -175,6 +202,7 @@ type NewBackup struct {
 	Force              bool    `json:"force,omitempty" doc:"also if the volume is in use"`
 	Incremental        bool    `json:"incremental,omitempty" doc:"only what changed since the newest backup in the target"`
 	SnapshotID         *string `json:"snapshot_id,omitempty" doc:"id or name of a snapshot of the volume"`
+	Quiesce
 }
 
 // NewRestore says where a backup goes.

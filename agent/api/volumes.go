@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -24,6 +25,9 @@ type (
 	}
 	newVolumeBody struct {
 		Volume NewVolume `json:"volume"`
+	}
+	volumeChangeBody struct {
+		Volume VolumeChange `json:"volume"`
 	}
 	growBody struct {
 		Grow NewSize `json:"grow"`
@@ -86,6 +90,16 @@ func (s *Server) addVolumes(h huma.API) {
 	})
 	huma.Post(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).BeginMaintenance))
 	huma.Delete(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).EndMaintenance))
+	huma.Put(h, "/v1/volumes/{volume}", func(ctx context.Context, in *struct {
+		Volume string `path:"volume" doc:"id or name"`
+		Body   volumeChangeBody
+	}) (*answer[volumeBody], error) {
+		v, err := s.config.Agent.ChangeVolume(ctx, in.Volume, volumeChange(in.Body.Volume))
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return &answer[volumeBody]{volumeBody{s.volume(v)}}, nil
+	})
 	huma.Delete(h, "/v1/volumes/{volume}", func(ctx context.Context, in *volumeRef) (*struct{}, error) {
 		return nil, answerFor(s.config.Agent.DeleteVolume(ctx, in.Volume))
 	})
@@ -114,6 +128,20 @@ func newVolume(n NewVolume) (agent.NewVolume, error) {
 		size = n.Size * bytesPerGiB
 	}
 	return agent.NewVolume{Name: n.Name, Description: n.Description, Size: size, Properties: n.Metadata}, nil
+}
+
+func volumeChange(c VolumeChange) agent.VolumeChange {
+	out := agent.VolumeChange{
+		Name: c.Name, Description: c.Description, Properties: c.Metadata, PreSnapshot: c.PreSnapshot, PostSnapshot: c.PostSnapshot,
+	}
+	if c.NoMetadata {
+		out.Properties = map[string]string{}
+	}
+	if c.HookTimeout != nil {
+		limit := time.Duration(*c.HookTimeout) * time.Second
+		out.HookLimit = &limit
+	}
+	return out
 }
 
 func invalid(message string) error {
@@ -147,6 +175,9 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		PreviousStatus: optional(string(v.PreviousStatus)),
 		FailReason:     optional(v.Reason),
 		Maintenance:    v.Maintenance,
+		PreSnapshot:    v.PreSnapshot,
+		PostSnapshot:   v.PostSnapshot,
+		HookTimeout:    int64(v.HookTimeout().Seconds()),
 		ActualBytes:    v.Allocated,
 		LiveBytes:      v.Live,
 		SnapshotUsage:  make([]SnapshotUsage, len(v.Snapshots)),
@@ -155,7 +186,7 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		out.Metadata = map[string]string{}
 	}
 	for i, a := range v.Attachments {
-		out.Attachments[i] = Attachment{ID: a.ID.String(), Export: a.Export, AttachedAt: Time{a.Since}}
+		out.Attachments[i] = Attachment{ID: a.ID.String(), Export: a.Export, PID: a.PID, Process: a.Process, AttachedAt: Time{a.Since}}
 	}
 	for i, u := range v.Snapshots {
 		out.SnapshotUsage[i] = SnapshotUsage{ID: u.ID.String(), Name: u.Name, Bytes: u.Bytes}

@@ -14,13 +14,13 @@ func (p *program) backupCommand() *cli.Command {
 	long := &cli.BoolFlag{Name: "long", Usage: "also parent, bytes, progress, duration, throughput and target"}
 	return noun("backup", "copies of volumes in a backup target",
 		p.verb("create", "VOLUME", "back up a volume or one of its snapshots",
-			outputFlags(waitFlags(
+			outputFlags(waitFlags(append(quiesceFlags(),
 				&cli.StringFlag{Name: "name", Usage: "`NAME` of the backup; the time if left out"},
 				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},
 				&cli.StringFlag{Name: "container", Aliases: []string{"target"}, Usage: "`NAME` of the target; may be left out if there is one only"},
 				&cli.StringFlag{Name: "snapshot", Usage: "back up this `SNAPSHOT` of the volume instead of its present state"},
 				&cli.BoolFlag{Name: "incremental", Usage: "only what changed since the newest backup in the target"},
-				&cli.BoolFlag{Name: "force", Usage: "also if the volume is in use"})...),
+				&cli.BoolFlag{Name: "force", Usage: "also if the volume is in use"})...)...),
 			(*call).backupCreate),
 		p.verb("list", "", "list backups, newest first", outputFlags(), (*call).backupList),
 		p.verb("show", "BACKUP", "show one backup", outputFlags(long), (*call).backupShow),
@@ -45,7 +45,12 @@ func (c *call) backupCreate() error {
 	if err != nil {
 		return err
 	}
+	quiesce, err := c.quiesce()
+	if err != nil {
+		return err
+	}
 	b, o, err := client.CreateBackup(c.ctx, api.NewBackup{
+		Quiesce:     quiesce,
 		VolumeID:    c.args[0],
 		Name:        ptr(c.String("name")),
 		Description: ptr(c.String("description")),

@@ -85,6 +85,7 @@ func (p *program) app() *cli.App {
 			p.operationCommand(),
 			p.completionCommand(),
 			p.completeCommand(),
+			p.freezeHelperCommand(),
 		},
 		HideHelpCommand:           true,
 		DisableSliceFlagSeparator: true,

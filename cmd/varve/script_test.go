@@ -54,6 +54,7 @@ var scriptCommands = map[string]func(*testscript.TestScript, bool, []string){
 	"flip":     flipCommand,
 	"cut":      cutCommand,
 	"tmpfs":    tmpfsCommand,
+	"hostdisk": hostdiskCommand,
 }
 
 // missing answers the conditions [tool:NAME], [root] and [fuse], on which

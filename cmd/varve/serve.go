@@ -95,7 +95,7 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 	}
 	places := stores{c.environ}
 	a, err := agent.Start(context.WithoutCancel(c.ctx), agent.Config{
-		State: state, OpenStore: places.open, CreateStore: places.create, Log: d.log,
+		State: state, FreezeHelper: []string{freezeHelperName}, OpenStore: places.open, CreateStore: places.create, Log: d.log,
 	})
 	if err != nil {
 		return nil, err
@@ -109,7 +109,7 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 		Agent: a, Mounts: d.mounts, Version: c.App.Version, Log: d.log,
 		VolumeURI: func(volume string) string { return volumeURI(d.nbdSocket, volume) },
 	})
-	d.nbd = &nbd.Server{List: d.listExports, Open: d.openExport, Log: d.log}
+	d.nbd = &nbd.Server{List: d.listExports, Open: d.openExport, ConnContext: withPeer, Log: d.log}
 	return d, nil
 }
 

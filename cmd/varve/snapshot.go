@@ -1,6 +1,8 @@
 package main
 
 import (
+	"fmt"
+
 	"github.com/urfave/cli/v2"
 
 	"varve/agent/api"
@@ -9,9 +11,9 @@ import (
 func (p *program) snapshotCommand() *cli.Command {
 	return noun("snapshot", "points in time of a volume",
 		p.verb("create", "VOLUME", "keep the present state of a volume",
-			outputFlags(
+			outputFlags(append(quiesceFlags(),
 				&cli.StringFlag{Name: "name", Usage: "`NAME` of the snapshot; the time if left out"},
-				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"}),
+				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"})...),
 			(*call).snapshotCreate),
 		p.verb("list", "[VOLUME]", "list snapshots, oldest first",
 			outputFlags(
@@ -33,11 +35,18 @@ func (c *call) snapshotCreate() error {
 	if err != nil {
 		return err
 	}
+	quiesce, err := c.quiesce()
+	if err != nil {
+		return err
+	}
 	s, err := client.CreateSnapshot(c.ctx, api.NewSnapshot{
-		VolumeID: c.args[0], Name: c.String("name"), Description: c.String("description"),
+		VolumeID: c.args[0], Name: c.String("name"), Description: c.String("description"), Quiesce: quiesce,
 	})
 	if err != nil {
 		return err
+	}
+	if s.Note != nil {
+		fmt.Fprintf(c.stderr, "snapshot create: %s\n", printable(*s.Note))
 	}
 	return out.show(c.stdout, snapshotFields(s))
 }
@@ -101,11 +110,13 @@ func (c *call) snapshotDelete() error {
 func snapshotFields(s api.Snapshot) []field {
 	return []field{
 		{"actual_size", byteCount(s.Bytes)},
+		{"consistency", s.Consistency},
 		{"created_at", formatTime(s.CreatedAt.Time)},
 		{"description", orNone(s.Description)},
 		{"fail_reason", orNone(s.FailReason)},
 		{"id", s.ID},
 		{"name", s.Name},
+		{"note", orNone(s.Note)},
 		{"size", s.Size},
 		{"status", s.Status},
 		{"volume_id", s.VolumeID},

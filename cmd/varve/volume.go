@@ -22,6 +22,7 @@ func (p *program) volumeCommand() *cli.Command {
 			outputFlags(&cli.BoolFlag{Name: "long", Usage: "also what it takes on disk and how to attach it"}),
 			(*call).volumeShow),
 		p.verb("grow", "VOLUME SIZE", "make a volume larger; it may be in use", outputFlags(), (*call).volumeGrow),
+		p.setVerb(),
 		p.attachVerb(),
 		p.detachVerb(),
 		p.importVerb(),
@@ -41,13 +42,9 @@ func (c *call) volumeCreate() error {
 	if err != nil {
 		return err
 	}
-	properties := map[string]string{}
-	for _, p := range c.StringSlice("property") {
-		key, value, ok := strings.Cut(p, "=")
-		if !ok || key == "" {
-			return usagef("volume create: property %q is not KEY=VALUE", p)
-		}
-		properties[key] = value
+	properties, err := parseProperties("volume create", c.StringSlice("property"))
+	if err != nil {
+		return err
 	}
 	client, err := c.client()
 	if err != nil {
@@ -172,6 +169,9 @@ func volumeLongFields(v api.Volume) []field {
 		{"maintenance", v.Maintenance},
 		{"size_bytes", int64(v.SizeBytes)},
 		{"fail_reason", orNone(v.FailReason)},
+		{"hook_timeout", v.HookTimeout},
+		{"post_snapshot", orNone(ptr(v.PostSnapshot))},
+		{"pre_snapshot", orNone(ptr(v.PreSnapshot))},
 		{"previous_status", orNone(v.PreviousStatus)},
 		{"snapshot_usage", usage},
 		{"uri", v.URI},
@@ -185,7 +185,11 @@ func attachments(v api.Volume) []string {
 		out = append(out, "maintenance, without clients")
 	}
 	for _, a := range v.Attachments {
-		out = append(out, fmt.Sprintf("NBD client of %s since %v", a.Export, formatTime(a.AttachedAt.Time)))
+		client := "NBD client"
+		if a.PID != 0 {
+			client = fmt.Sprintf("NBD client %s (pid %d)", a.Process, a.PID)
+		}
+		out = append(out, fmt.Sprintf("%s of %s since %v", client, a.Export, formatTime(a.AttachedAt.Time)))
 	}
 	return out
 }
