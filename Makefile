@@ -42,7 +42,7 @@ demo: build
 	e2e/setup.sh mkfs.ext4 nbdfuse fusermount3 qemu-img
 	e2e/demo/demo.sh bin/varve
 
-# BENCH is for the harness: make bench BENCH='-quick -only nbd'.
+# BENCH is for the harness: make bench BENCH='-quick -only nbd/'.
 bench: build setup
 	$(GO) run ./e2e/bench -varve bin/varve $(BENCH)
 

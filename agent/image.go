@@ -13,11 +13,13 @@ import (
 
 // An Image is a snapshot or a backup, for a mount to show.
 type Image struct {
-	ID     layers.ID
-	Volume string    // the volume's name
-	Name   string    // the snapshot's or backup's name
-	Size   int64     // bytes
-	Time   time.Time // the instant whose data it holds
+	ID       layers.ID
+	VolumeID layers.ID
+	Volume   string    // the volume's name
+	Name     string    // the snapshot's or backup's name
+	Size     int64     // bytes
+	Used     int64     // bytes of data in it; zero if not known
+	Time     time.Time // the instant whose data it holds
 }
 
 // An OpenedImage is an image to read from.
@@ -41,17 +43,31 @@ func (a *Agent) Images(ctx context.Context) ([]Image, error) {
 		}
 		for _, s := range all(a, tx, catalog.Snapshots) {
 			if !s.System && s.Status == catalog.Available {
-				images = append(images, Image{s.ID, names[s.VolumeID], s.Name, s.Size, s.Created})
+				images = append(images, Image{
+					ID: s.ID, VolumeID: s.VolumeID, Volume: names[s.VolumeID], Name: s.Name, Size: s.Size, Time: s.Created,
+				})
 			}
 		}
 		for _, b := range all(a, tx, catalog.Backups) {
 			if whole(b) {
-				images = append(images, Image{b.ID, b.VolumeName, b.Name, b.Size, b.DataTimestamp})
+				images = append(images, Image{
+					ID: b.ID, VolumeID: b.VolumeID, Volume: b.VolumeName, Name: b.Name, Size: b.Size, Time: b.DataTimestamp,
+					Used: usedBy(b.ParentID.IsZero(), b.Logical, b.Size),
+				})
 			}
 		}
 		return nil
 	})
 	return images, err
+}
+
+// usedBy is how much data a backup of size bytes has: all that a full one added,
+// which is whole blocks. Of the others it is not known.
+func usedBy(full bool, added, size int64) int64 {
+	if !full {
+		return 0
+	}
+	return min(added, size)
 }
 
 // OpenImage opens the image of that ID. One that is gone is an error that

@@ -247,6 +247,10 @@ func (a *Agent) viewVolume(record catalog.Volume, names map[layers.ID]string) Vo
 	if data == nil {
 		return view
 	}
+	if err := data.Failure(); err != nil && !failed(record.Status) {
+		view.Status = catalog.Error
+		view.Reason = err.Error() + ": it can be read; see to the disk, then start the daemon anew: what was flushed is there"
+	}
 	usage := data.Usage()
 	view.Size, view.Allocated, view.Live = data.Size(), usage.Allocated, usage.Live
 	for _, b := range data.Boundaries() {

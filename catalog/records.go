@@ -101,7 +101,7 @@ type Backup struct {
 	Created        time.Time
 	Updated        time.Time
 	Logical        int64 // bytes of data that it added, before compression
-	Changed        int64 // bytes that may differ from the parent, zeros included
+	Changed        int64 // bytes that may differ from the parent, zeros included; of a full backup all data
 	Stored         int64 // bytes that it added to the target
 	ObjectCount    int64 // objects that it added to the target
 	Duration       time.Duration

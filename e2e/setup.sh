@@ -7,6 +7,7 @@ set -euo pipefail
 
 # program or file that must be there -> the package that brings it
 needs=(
+	"borg borgbackup" # for make bench
 	"curl curl"
 	"fio fio"
 	"fusermount3 fuse3"
@@ -23,6 +24,7 @@ needs=(
 	"nbdkit nbdkit"
 	"qemu-img qemu-utils"
 	"restic restic"
+	"zstd zstd" # for make bench
 	"swift-account-server swift-account"
 	"swift-container-server swift-container"
 	"swift-object-server swift-object"

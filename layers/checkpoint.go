@@ -17,7 +17,7 @@ func (v *Volume) checkpoint() error { return v.checkpointAs(false) }
 func (v *Volume) checkpointAs(clean bool) error {
 	v.checkpoints.Lock()
 	defer v.checkpoints.Unlock()
-	if err := v.failure(); err != nil {
+	if err := v.Failure(); err != nil {
 		return err
 	}
 

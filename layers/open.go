@@ -357,7 +357,7 @@ func (v *Volume) begin(clean bool) error {
 			l.forget()
 		}
 	}
-	if !clean || v.journal.used() > 0 {
+	if v.journal.used() > 0 {
 		v.log.Info("volume was not closed; its journal was replayed", "volume", v.id, "bytes", v.journal.used())
 	}
 	return v.checkpoint()

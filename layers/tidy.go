@@ -95,7 +95,7 @@ func (v *Volume) goOn() error {
 	if v.closed.Load() {
 		return errStop
 	}
-	return v.failure()
+	return v.Failure()
 }
 
 // pagesAtOnce bounds the pages that one step writes, so that closing the volume

@@ -172,20 +172,21 @@ func (v *Volume) fail(cause error) error {
 	return *v.failed.Load()
 }
 
+// Failure returns why the volume takes no writes until it is opened again, or
+// nil. It wraps ErrReadOnly and what the disk said. Reads go on.
+func (v *Volume) Failure() error {
+	if err := v.failed.Load(); err != nil {
+		return *err
+	}
+	return nil
+}
+
 // writable returns why the volume takes no writes, or nil.
 func (v *Volume) writable() error {
 	if v.closed.Load() {
 		return v.errClosed()
 	}
-	return v.failure()
-}
-
-// failure is writable for a volume that may be closing.
-func (v *Volume) failure() error {
-	if err := v.failed.Load(); err != nil {
-		return *err
-	}
-	return nil
+	return v.Failure()
 }
 
 func (v *Volume) errClosed() error { return fmt.Errorf("volume %s: %w", v.id, ErrClosed) }

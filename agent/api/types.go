@@ -183,8 +183,8 @@ type Backup struct {
 	TargetID       string  `json:"target_id"`
 	TargetURL      string  `json:"target_url"`
 	SizeBytes      int64   `json:"size_bytes"`
-	LogicalBytes   int64   `json:"logical_bytes" doc:"of data that it describes"`
-	ChangedBytes   int64   `json:"changed_bytes" doc:"of data that it added, before compression"`
+	LogicalBytes   int64   `json:"logical_bytes" doc:"of data that it added, before compression"`
+	ChangedBytes   int64   `json:"changed_bytes" doc:"that may differ from the parent, zeros included; of a full backup all data"`
 	StoredBytes    int64   `json:"stored_bytes" doc:"that it added to the target"`
 	DurationMS     int64   `json:"duration_ms" doc:"milliseconds that its making took"`
 	DoneBytes      int64   `json:"done_bytes" doc:"while it is being made or restored"`

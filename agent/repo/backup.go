@@ -26,7 +26,7 @@ type Backup struct {
 
 	Size    int64 // of the volume, bytes
 	Logical int64 // bytes of data that this backup added, before compression
-	Changed int64 // bytes that may differ from the parent, zeros included
+	Changed int64 // bytes that may differ from the parent, zeros included; of a full backup all data
 	Stored  int64 // bytes of the objects that this backup added
 	Objects int64 // objects that this backup added, and that stay with it
 

@@ -90,15 +90,19 @@ func (w *writer) copy(ctx context.Context) error {
 	return err
 }
 
-// total is how many bytes will be read. It also counts what changed.
+// total is how many bytes will be read. It also counts what changed: for a full
+// backup, whose parent is silence, zeros change nothing.
 func (w *writer) total() (total int64, err error) {
 	for c, err := range w.job.changes() {
 		if err != nil {
 			return 0, err
 		}
-		w.root.backup.Changed += c.count * layers.BlockSize
+		n := c.count * layers.BlockSize
 		if !c.zero {
-			total += c.count * layers.BlockSize
+			total += n
+		}
+		if !c.zero || w.root.backup.Incremental {
+			w.root.backup.Changed += n
 		}
 	}
 	return total, nil

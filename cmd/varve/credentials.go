@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/term"
@@ -24,26 +25,39 @@ var credentialFamilies = map[string][]string{
 	"s3":    {"AWS_"},
 }
 
+// credentialPaths are the variables that name a file.
+var credentialPaths = []string{"OS_CACERT", "AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}
+
 // credentials are the variables that the target at url logs in with: those of
-// file, if there is one, over those of environ. They are secret.
+// file, if there is one, over those of environ. They are secret. Paths in them
+// are made absolute: the daemon works in another folder.
 func credentials(url string, environ []string, file string) (map[string]string, error) {
 	scheme, _, _ := strings.Cut(url, "://")
 	env := credentialsIn(scheme, environ)
-	if file == "" {
-		return env, nil
-	}
-	data, err := readSecretFile("credentials", file)
-	if err != nil {
-		return nil, err
-	}
-	vars, err := parseCredentials(data)
-	if err != nil {
-		return nil, usagef("credentials file %s: %v", file, err)
-	}
-	for name, value := range vars {
-		if isCredential(scheme, name) {
-			env[name] = value
+	if file != "" {
+		data, err := readSecretFile("credentials", file)
+		if err != nil {
+			return nil, err
 		}
+		vars, err := parseCredentials(data)
+		if err != nil {
+			return nil, usagef("credentials file %s: %v", file, err)
+		}
+		for name, value := range vars {
+			if isCredential(scheme, name) {
+				env[name] = value
+			}
+		}
+	}
+	for _, name := range credentialPaths {
+		if env[name] == "" {
+			continue
+		}
+		path, err := filepath.Abs(env[name])
+		if err != nil {
+			return nil, fmt.Errorf("%s=%s: %w", name, env[name], err)
+		}
+		env[name] = path
 	}
 	return env, nil
 }

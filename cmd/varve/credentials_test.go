@@ -58,6 +58,14 @@ func TestCredentialsOfATarget(t *testing.T) {
 			t.Errorf("credentials(%s) = %v, %v; want %v", tt.url, got, err, tt.want)
 		}
 	}
+
+	// The daemon works in another folder than the user.
+	dir := t.TempDir()
+	t.Chdir(dir)
+	got, err := credentials("swift://c", []string{"OS_CACERT=ca.pem"}, "")
+	if want := filepath.Join(dir, "ca.pem"); err != nil || got["OS_CACERT"] != want {
+		t.Errorf("a relative path became %q, %v; want %q", got["OS_CACERT"], err, want)
+	}
 }
 
 func TestPassphraseSources(t *testing.T) {

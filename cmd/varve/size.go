@@ -25,9 +25,14 @@ var sizeUnits = map[string]int64{
 	"p": pib, "pib": pib,
 }
 
+// leastBare is the smallest size that may be given without a unit, in bytes.
+const leastBare = mib
+
 // parseSize reads a size in bytes: a whole number and a unit, "10G", "10GiB",
 // "512M", "1048576", in any case. Decimal units (GB) are refused rather than
-// guessed at, and so are fractions, signs and spaces. The size is at least 1.
+// guessed at, and so are fractions, signs and spaces, and a small number
+// without a unit: where OpenStack is spoken, 10 is ten gibibytes. The size is at
+// least 1.
 func parseSize(s string) (int64, error) {
 	digits := strings.TrimRight(s, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ")
 	unit, known := sizeUnits[strings.ToLower(s[len(digits):])]
@@ -47,6 +52,9 @@ func parseSize(s string) (int64, error) {
 	}
 	if n == 0 {
 		return 0, usagef("size %q: a volume cannot be empty: give at least 4K", s)
+	}
+	if s == digits && n < leastBare {
+		return 0, usagef("size %q: say in what: %sG for gibibytes, %sB for bytes", s, s, s)
 	}
 	return n * unit, nil
 }

@@ -19,7 +19,7 @@ func (s agentSource) List(ctx context.Context) ([]fuse.Image, error) {
 	all, err := s.agent.Images(ctx)
 	images := make([]fuse.Image, len(all))
 	for i, a := range all {
-		images[i] = fuse.Image{ID: a.ID, Volume: a.Volume, Name: a.Name, Size: a.Size, Time: a.Time}
+		images[i] = fuse.Image(a)
 	}
 	return images, err
 }
@@ -61,7 +61,11 @@ func (s *repoSource) List(ctx context.Context) ([]fuse.Image, error) {
 			s.log.Warn("a damaged backup is not shown", "backup", b.ID, "err", err)
 			continue
 		}
-		images = append(images, fuse.Image{ID: b.ID, Volume: b.VolumeName, Name: b.Name, Size: b.Size, Time: b.DataTimestamp})
+		image := fuse.Image{ID: b.ID, VolumeID: b.Volume, Volume: b.VolumeName, Name: b.Name, Size: b.Size, Time: b.DataTimestamp}
+		if !b.Incremental {
+			image.Used = min(b.Logical, b.Size) // it added all that it has, in whole blocks
+		}
+		images = append(images, image)
 	}
 	s.images, s.listed = images, time.Now()
 	return images, nil
