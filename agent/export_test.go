@@ -81,8 +81,8 @@ func TestImagesAreSnapshotsAndBackups(t *testing.T) {
 	b := backUp(t, a, NewBackup{Volume: "v", Name: "b"})
 	images := must(a.Images(t.Context()))(t)
 	want := []Image{
-		{s.ID, "v", "s", mib, s.Created},
-		{b.ID, "v", "b", mib, b.DataTimestamp},
+		{ID: s.ID, VolumeID: s.VolumeID, Volume: "v", Name: "s", Size: mib, Time: s.Created},
+		{ID: b.ID, VolumeID: b.VolumeID, Volume: "v", Name: "b", Size: mib, Used: mib, Time: b.DataTimestamp},
 	}
 	if !slices.Equal(images, want) {
 		t.Errorf("images %+v, want %+v", images, want)

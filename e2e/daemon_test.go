@@ -42,6 +42,7 @@ func startDaemon(t *testing.T, env ...string) *daemon {
 		if t.Failed() {
 			t.Logf("log of the daemon:\n%s", d.logged())
 		}
+		os.Remove(state + ".log")
 	})
 	return d
 }
@@ -58,7 +59,6 @@ func (d *daemon) start() {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.t.Cleanup(func() { os.Remove(log.Name()) })
 	d.log = log
 	d.cmd = exec.Command(program, "serve")
 	d.cmd.Env = d.environ()

@@ -52,7 +52,11 @@ func (c *call) operationShow() error {
 		return err
 	}
 	var failed error
-	if c.Bool("wait") && !o.Ended() {
+	switch {
+	case !c.Bool("wait"):
+	case o.Ended():
+		failed = outcome(o) // a script asks the same whether it came in time or not
+	default:
 		failed = c.watch(client, o)
 		if o, err = client.Operation(c.ctx, o.ID, 0); err != nil {
 			return errors.Join(failed, err)
@@ -122,15 +126,23 @@ func (c *call) watch(client *api.Client, o api.Operation) error {
 		return quietError{exitDetached}
 	case err != nil:
 		return err
-	case o.State == "canceled":
-		return fmt.Errorf("%s: canceled", kind)
-	case o.State != "succeeded":
-		return fmt.Errorf("%s: %s", kind, text(o.Error, "it ended as "+o.State))
 	}
-	if o.Note != nil {
+	err = outcome(o)
+	if err == nil && o.Note != nil {
 		fmt.Fprintf(c.stderr, "%s: %s\n", kind, printable(*o.Note))
 	}
-	return nil
+	return err
+}
+
+// outcome is why an operation that has ended did not succeed, or nil.
+func outcome(o api.Operation) error {
+	switch o.State {
+	case "succeeded":
+		return nil
+	case "canceled":
+		return fmt.Errorf("%s: canceled", o.Kind)
+	}
+	return fmt.Errorf("%s: %s", o.Kind, text(o.Error, "it ended as "+o.State))
 }
 
 // each tries an act on every argument, tells what failed, and ends with how
