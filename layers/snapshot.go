@@ -84,7 +84,7 @@ func (v *Volume) dropLayer(l *layerFile) {
 // not known what the chain names after a crash: then the files stay, and the next
 // open removes them if they are not needed.
 func (v *Volume) abandon(next *layerFile) {
-	if v.failure() == nil {
+	if v.Failure() == nil {
 		v.dropLayer(next)
 		return
 	}
