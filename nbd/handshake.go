@@ -268,12 +268,7 @@ func (h *handshake) describeExport(option uint32, e offer, wanted []byte) {
 
 // appendExport appends size and transmission flags of e.
 func (h *handshake) appendExport(p []byte, e offer) []byte {
-	flags := flagHasFlags | flagSendFlush | flagSendFUA | flagCanMultiConn | flagSendCache
-	if e.ReadOnly {
-		flags |= flagReadOnly
-	} else {
-		flags |= flagSendTrim | flagSendWriteZeroes | flagSendFastZero
-	}
+	flags := exportFlags(e.Export)
 	if h.structured {
 		flags |= flagSendDF
 	}

@@ -96,7 +96,7 @@ func (s *session) check(r *request) *refusal {
 		return refusedReadOnly
 	case r.cmd == cmdFlush:
 		return nil // offset and length mean nothing
-	case r.off > s.size || uint64(r.n) > s.size-r.off:
+	case s.beyond(r):
 		if r.cmd == cmdWrite || r.cmd == cmdWriteZeroes {
 			return refusedSpace
 		}
@@ -111,4 +111,15 @@ func (s *session) check(r *request) *refusal {
 		return refusedFastZero
 	}
 	return nil
+}
+
+// beyond says whether r ends behind the device's end. A device may have grown:
+// the protocol has no message for that, but there are clients that learn of it
+// in other ways.
+func (s *session) beyond(r *request) bool {
+	if r.off <= s.size && uint64(r.n) <= s.size-r.off {
+		return false
+	}
+	s.size = max(s.size, uint64(max(s.device.Size(), 0)))
+	return r.off > s.size || uint64(r.n) > s.size-r.off
 }

@@ -47,7 +47,7 @@ type session struct {
 	allocation bool // base:allocation is selected
 	export     *Export
 	device     Device
-	size       uint64 // bytes, of the device when it was opened
+	size       uint64 // bytes, of the device when it was last asked
 	readOnly   bool
 
 	// Of the reader.
@@ -90,9 +90,15 @@ func (s *session) run() {
 		s.out.close()
 		return
 	}
+	s.conn.SetDeadline(time.Time{})
+	s.serve()
+}
+
+// serve is the transmission and what comes after it. It returns why it ended,
+// nil if the client left.
+func (s *session) serve() error {
 	s.log = s.log.With("export", s.export.Name)
 	s.log.Debug("nbd: export opened", "size", s.size, "read_only", s.readOnly)
-	s.conn.SetDeadline(time.Time{})
 	s.in.widen()
 	s.in.beforeRead = s.sendBatch
 	s.batch = newBatch()
@@ -101,7 +107,9 @@ func (s *session) run() {
 	}
 	err := s.transmit()
 	s.finish()
-	s.logEnd("nbd: connection ended", cmp.Or(err, s.out.lost()))
+	err = cmp.Or(err, s.out.lost())
+	s.logEnd("nbd: connection ended", err)
+	return err
 }
 
 // logEnd tells why a connection ended. A client that goes is nothing special.
