@@ -23,6 +23,7 @@ var house = map[string][]string{
 	"layers/qcow2":       {"layers"},
 	"nbd":                {"layers"},
 	"nbd/nbdtest":        {"layers", "nbd"},
+	"nbd/kernel":         {},
 	"fuse":               {"layers"},
 	"fuse/fusetest":      {"layers", "fuse"},
 	"catalog":            {"layers"},
@@ -37,7 +38,7 @@ var house = map[string][]string{
 		"agent/object",
 	},
 	"cmd/varve": {
-		"layers", "layers/qcow2", "nbd", "fuse", "catalog", "agent", "agent/api", "agent/freeze", "agent/repo",
+		"layers", "layers/qcow2", "nbd", "nbd/kernel", "fuse", "catalog", "agent", "agent/api", "agent/freeze", "agent/repo",
 		"agent/object", "agent/object/swift", "agent/object/s3",
 	},
 	"e2e":         {},
