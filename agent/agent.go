@@ -44,6 +44,10 @@ type Config struct {
 	// follow to freeze.Main. Without them no file system is frozen.
 	FreezeHelper []string
 
+	// Devices attaches volumes to the kernel of this machine. Nil: that is
+	// refused.
+	Devices Devices
+
 	// Log receives what no caller can be told. Nil means slog.Default().
 	Log *slog.Logger
 }
@@ -64,9 +68,12 @@ type Agent struct {
 	room    roomWatch
 	closing sync.Once
 
+	attaching sync.Mutex // one device comes or goes at a time
+
 	mu       sync.Mutex // guards what follows; held for instants only
 	closed   bool
 	volumes  map[layers.ID]*volume
+	devices  map[layers.ID]*attached // by attachment
 	targets  map[layers.ID]*target
 	running  map[layers.ID]*operation
 	restores map[layers.ID]int // by backup: restores that read it
@@ -122,13 +129,15 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 		started:  time.Now(),
 		moving:   make(chan struct{}, maxMoving),
 		volumes:  map[layers.ID]*volume{},
+		devices:  map[layers.ID]*attached{},
 		targets:  map[layers.ID]*target{},
 		running:  map[layers.ID]*operation{},
 		restores: map[layers.ID]int{},
 	}
 	a.ctx, a.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := a.recover(ctx); err != nil {
-		a.closeVolumes() // The first error says more.
+		a.releaseDevices() // The first error says more.
+		a.closeVolumes()
 		cat.Close()
 		return nil, err
 	}
@@ -149,7 +158,7 @@ func (a *Agent) Close() error {
 		a.mu.Unlock()
 		a.stop(errStopped)
 		a.work.Wait()
-		err = errors.Join(a.closeTargets(), a.closeVolumes(), a.catalog.Close(), a.lock.release())
+		err = errors.Join(a.closeTargets(), a.releaseDevices(), a.closeVolumes(), a.catalog.Close(), a.lock.release())
 	})
 	return err
 }

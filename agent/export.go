@@ -119,16 +119,19 @@ func (a *Agent) OpenExport(ctx context.Context, name string) (*Export, error) {
 		return a.exportSnapshot(name, volumes, snapshots)
 	}
 	pid, _ := ctx.Value(peerKey{}).(int)
-	return a.exportVolume(name, pid)
+	return a.exportVolume(name, Attachment{
+		ID: layers.NewID(), Export: name, PID: pid, Process: freeze.Host{}.Process(pid), Since: time.Now().UTC(),
+	})
 }
 
-// exportVolume opens a volume for reading and writing, which makes it in use.
-func (a *Agent) exportVolume(name string, pid int) (*Export, error) {
+// exportVolume opens a volume for reading and writing, which makes it in use by
+// the attachment.
+func (a *Agent) exportVolume(name string, attachment Attachment) (*Export, error) {
 	record, v, err := a.findVolume(name)
 	if err != nil {
 		return nil, err
 	}
-	attachment := Attachment{ID: layers.NewID(), Export: name, PID: pid, Process: freeze.Host{}.Process(pid), Since: time.Now().UTC()}
+	attachment.VolumeID = v.id
 	a.mu.Lock()
 	data, err := v.usable(record)
 	if err == nil && v.reserved {

@@ -63,7 +63,10 @@ func (a *Agent) recover(ctx context.Context) error {
 	if err := group.Wait(); err != nil {
 		return err
 	}
-	return a.update(a.forgetLost)
+	if err := a.update(a.forgetLost); err != nil {
+		return err
+	}
+	return a.attachAgain(ctx)
 }
 
 // forgetLost takes the ids of temporary snapshots out of the backups whose

@@ -37,13 +37,18 @@ type NewVolume struct {
 	Properties  map[string]string
 }
 
-// An Attachment is one writable opening of a volume, by an NBD client say.
+// An Attachment is one opening of a volume: by an NBD client, or as a device of
+// this machine.
 type Attachment struct {
-	ID      layers.ID
-	Export  string // the name that it was opened by
-	PID     int    // the client's process on this host; 0: not known
-	Process string // its name; empty: not known
-	Since   time.Time
+	ID       layers.ID
+	VolumeID layers.ID
+	Export   string // the name that it was opened by
+	Device   string // /dev/nbdN; empty for an NBD client
+	PID      int    // the client's process on this host; 0: not known
+	Process  string // its name; empty: not known
+	ReadOnly bool
+	Persist  bool // it is attached again when the machine was started again
+	Since    time.Time
 }
 
 // VolumeView is a volume as it is shown.
@@ -403,6 +408,9 @@ func (a *Agent) GrowVolume(ctx context.Context, ref string, size int64) (VolumeV
 		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Size, r.Updated = size, time.Now().UTC() })
 	})
 	if err != nil {
+		return VolumeView{}, err
+	}
+	if err := a.resizeDevices(v.id, size); err != nil {
 		return VolumeView{}, err
 	}
 	return a.Volume(ctx, v.id.String())

@@ -72,6 +72,7 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 	roundTrip(t, Snapshots, Snapshot{ID: id(), VolumeID: id(), Name: "s", Size: 4096, Status: Error, Reason: "why", System: true, Created: when})
 	roundTrip(t, Backups, Backup{ID: id(), TargetID: id(), ParentID: id(), Status: Creating, Duration: time.Hour, Created: when})
 	roundTrip(t, Targets, Target{id(), id(), "t", "s3://bucket", true, when, time.Time{}})
+	roundTrip(t, Attachments, Attachment{id(), id(), id(), "v@s", true, true, 3, 2, 512, when})
 	roundTrip(t, Operations, Operation{id(), "backup create", id(), Failed, "no", "note", 1, 2, when, when})
 }
 

@@ -107,6 +107,21 @@ type Backup struct {
 	Duration       time.Duration
 }
 
+// An Attachment is a volume or snapshot that is shown as a block device of this
+// machine.
+type Attachment struct {
+	ID          layers.ID
+	VolumeID    layers.ID
+	SnapshotID  layers.ID // zero: the volume itself
+	Export      string    // the name that it was attached by
+	ReadOnly    bool
+	Persist     bool  // attached again after the machine was started again
+	Index       int   // N of /dev/nbdN; below 0: none yet
+	Connections int   // sockets of the device, which cannot change
+	BlockSize   int64 // bytes
+	Created     time.Time
+}
+
 // A Target is a backup target: a repository in an object store.
 type Target struct {
 	ID           layers.ID

@@ -12,11 +12,12 @@ import (
 
 // The tables of a catalog. A record's key is its ID.
 var (
-	Volumes    = Table[Volume]{"volume", func(v *Volume) layers.ID { return v.ID }}
-	Snapshots  = Table[Snapshot]{"snapshot", func(s *Snapshot) layers.ID { return s.ID }}
-	Backups    = Table[Backup]{"backup", func(b *Backup) layers.ID { return b.ID }}
-	Targets    = Table[Target]{"target", func(t *Target) layers.ID { return t.ID }}
-	Operations = Table[Operation]{"operation", func(o *Operation) layers.ID { return o.ID }}
+	Volumes     = Table[Volume]{"volume", func(v *Volume) layers.ID { return v.ID }}
+	Snapshots   = Table[Snapshot]{"snapshot", func(s *Snapshot) layers.ID { return s.ID }}
+	Backups     = Table[Backup]{"backup", func(b *Backup) layers.ID { return b.ID }}
+	Attachments = Table[Attachment]{"attachment", func(a *Attachment) layers.ID { return a.ID }}
+	Targets     = Table[Target]{"target", func(t *Target) layers.ID { return t.ID }}
+	Operations  = Table[Operation]{"operation", func(o *Operation) layers.ID { return o.ID }}
 )
 
 // A Table keeps the records of one type. It is a name, not the records: these

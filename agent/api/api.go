@@ -19,6 +19,7 @@
 //	POST         /v1/targets/{target}/sync
 //	GET          /v1/operations          GET DELETE  /v1/operations/{operation}
 //	GET          /v1/operations/{operation}/events
+//	GET POST     /v1/attachments         DELETE      /v1/attachments/{attachment}
 //	GET POST     /v1/mounts              DELETE      /v1/mounts/{mount}
 //	GET          /v1/status
 //
@@ -152,6 +153,7 @@ func (s *Server) Handler() http.Handler {
 	s.addBackups(h)
 	s.addTargets(h)
 	s.addOperations(h)
+	s.addAttachments(h)
 	s.addMounts(h)
 	s.addStatus(h)
 	return s.observe(openStackErrors(mux))

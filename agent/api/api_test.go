@@ -147,6 +147,9 @@ func TestErrorShape(t *testing.T) {
 		{"GET", "/v1/operations/none?wait=1", "", 404, "itemNotFound", "none"},
 		{"GET", "/v1/operations/00000000-0000-7000-8000-000000000001/events", "", 404, "itemNotFound", "00000000-0000-7000-8000-000000000001"},
 		{"GET", "/v1/operations/none?wait=61", "", 400, "badRequest", "wait"},
+		{"POST", "/v1/attachments", `{"attachment":{"export":"none"}}`, 503, "serviceUnavailable", "cannot attach"},
+		{"DELETE", "/v1/attachments/none", "", 404, "itemNotFound", "none"},
+		{"DELETE", "/v1/attachments/%2Fdev%2Fnbd7?force=true", "", 400, "badRequest", "/dev/nbd7 is not attached"},
 		{"DELETE", "/v1/mounts/none", "", 404, "itemNotFound", "none"},
 		{"POST", "/v1/mounts", `{"mount":{"path":"relative"}}`, 400, "badRequest", "absolute"},
 		{"POST", "/v1/volumes", `{"volume":{"name":"v","size":1,"size_bytes":4096}}`, 400, "badRequest", "size_bytes"},
@@ -261,7 +264,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatalf("%d, %v, version %q", answer.StatusCode, err, d.OpenAPI)
 	}
 	want := []string{
-		"/v1/backups", "/v1/backups/{backup}", "/v1/backups/{backup}/restore", "/v1/backups/{backup}/verify",
+		"/v1/attachments", "/v1/attachments/{attachment}", "/v1/backups", "/v1/backups/{backup}", "/v1/backups/{backup}/restore", "/v1/backups/{backup}/verify",
 		"/v1/mounts", "/v1/mounts/{mount}", "/v1/operations", "/v1/operations/{operation}", "/v1/operations/{operation}/events",
 		"/v1/snapshots", "/v1/snapshots/{snapshot}", "/v1/snapshots/{snapshot}/diff/{other}", "/v1/status", "/v1/targets", "/v1/targets/{target}", "/v1/targets/{target}/sync",
 		"/v1/volumes", "/v1/volumes/{volume}", "/v1/volumes/{volume}/grow", "/v1/volumes/{volume}/maintenance",

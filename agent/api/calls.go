@@ -230,6 +230,30 @@ func (c *Client) Mounts(ctx context.Context) ([]Mount, error) {
 	return out.Mounts, err
 }
 
+// Attachments returns what is shown as devices of the daemon's machine, oldest
+// first.
+func (c *Client) Attachments(ctx context.Context) ([]Attachment, error) {
+	var out attachmentsBody
+	err := c.do(ctx, http.MethodGet, path("attachments"), nil, &out)
+	return out.Attachments, err
+}
+
+// Attach shows a volume or snapshot as a device of the daemon's machine.
+func (c *Client) Attach(ctx context.Context, n NewAttachment) (Attachment, error) {
+	var out attachmentBody
+	err := c.do(ctx, http.MethodPost, path("attachments"), newAttachmentBody{n}, &out)
+	return out.Attachment, err
+}
+
+// Detach takes a device away, found by its path, its id, or what is attached.
+func (c *Client) Detach(ctx context.Context, name string, force bool) error {
+	name, err := ref("attachment", name)
+	if err != nil {
+		return err
+	}
+	return c.do(ctx, http.MethodDelete, path("attachments", name)+"?force="+strconv.FormatBool(force), nil, nil)
+}
+
 // Mount shows snapshots and backups at an absolute path.
 func (c *Client) Mount(ctx context.Context, dir string) (Mount, error) {
 	var out mountBody

@@ -87,13 +87,28 @@ type Volume struct {
 	URI            string          `json:"uri" doc:"where NBD clients find it"`
 }
 
-// An Attachment is one client that has a volume open.
+// An Attachment is one client that has a volume open, or a device of this
+// machine that shows it.
 type Attachment struct {
-	ID         string `json:"id"`
-	Export     string `json:"export" doc:"the name that the client asked for"`
-	PID        int    `json:"pid" doc:"the client's process on this host; 0: not known"`
-	Process    string `json:"process" doc:"its name"`
-	AttachedAt Time   `json:"attached_at"`
+	ID         string  `json:"id"`
+	VolumeID   string  `json:"volume_id"`
+	Export     string  `json:"export" doc:"the name that was asked for"`
+	Device     *string `json:"device" doc:"/dev/nbdN; null for an NBD client"`
+	PID        int     `json:"pid" doc:"the client's process on this host; 0: not known"`
+	Process    string  `json:"process" doc:"its name"`
+	ReadOnly   bool    `json:"read_only"`
+	Persist    bool    `json:"persist" doc:"attached again after a start of the machine"`
+	AttachedAt Time    `json:"attached_at"`
+}
+
+// NewAttachment is a volume or snapshot to show as a device of this machine.
+type NewAttachment struct {
+	Export      string  `json:"export" doc:"id or name of a volume, or VOLUME@SNAPSHOT"`
+	Device      *string `json:"device,omitempty" doc:"/dev/nbdN; any that is free if left out"`
+	ReadOnly    bool    `json:"read_only,omitempty"`
+	Persist     bool    `json:"persist,omitempty" doc:"attach it again after a start of the machine"`
+	Connections int     `json:"connections,omitempty" doc:"sockets to the kernel; 1 if left out"`
+	BlockSize   int64   `json:"block_size,omitempty" doc:"bytes; 512 if left out"`
 }
 
 // SnapshotUsage is what one snapshot alone holds.

@@ -186,7 +186,7 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		out.Metadata = map[string]string{}
 	}
 	for i, a := range v.Attachments {
-		out.Attachments[i] = Attachment{ID: a.ID.String(), Export: a.Export, PID: a.PID, Process: a.Process, AttachedAt: Time{a.Since}}
+		out.Attachments[i] = attachment(a)
 	}
 	for i, u := range v.Snapshots {
 		out.SnapshotUsage[i] = SnapshotUsage{ID: u.ID.String(), Name: u.Name, Bytes: u.Bytes}

@@ -95,7 +95,8 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 	}
 	places := stores{c.environ}
 	a, err := agent.Start(context.WithoutCancel(c.ctx), agent.Config{
-		State: state, FreezeHelper: []string{freezeHelperName}, OpenStore: places.open, CreateStore: places.create, Log: d.log,
+		State: state, FreezeHelper: []string{freezeHelperName}, Devices: newKernelDevices(d.log),
+		OpenStore: places.open, CreateStore: places.create, Log: d.log,
 	})
 	if err != nil {
 		return nil, err
@@ -209,16 +210,7 @@ func (d *daemon) openExport(ctx context.Context, name string) (*nbd.Export, erro
 	if err != nil {
 		return nil, err
 	}
-	out := &nbd.Export{Name: e.Name, Description: e.Description, ReadOnly: !e.Writable, Close: e.Close}
-	device, writable := e.Layer.(nbd.Device)
-	if e.Writable && !writable {
-		panic("varve: a writable export that cannot be written")
-	}
-	if !e.Writable {
-		device = nbd.ReadOnly(e.Layer)
-	}
-	out.Device = device
-	return out, nil
+	return &nbd.Export{Name: e.Name, Description: e.Description, Device: deviceOf(e), ReadOnly: !e.Writable, Close: e.Close}, nil
 }
 
 // nbdAddresses are the places where NBD clients can connect, for people.

@@ -178,18 +178,25 @@ func volumeLongFields(v api.Volume) []field {
 	}
 }
 
-// attachments are the clients that have the volume open, a text each.
+// attachments are the clients and devices that have the volume open, a text
+// each.
 func attachments(v api.Volume) []string {
 	out := []string{}
 	if v.Maintenance {
 		out = append(out, "maintenance, without clients")
 	}
 	for _, a := range v.Attachments {
-		client := "NBD client"
-		if a.PID != 0 {
-			client = fmt.Sprintf("NBD client %s (pid %d)", a.Process, a.PID)
+		who := "NBD client"
+		switch {
+		case a.Device != nil:
+			who = "device " + *a.Device
+		case a.PID != 0:
+			who = fmt.Sprintf("NBD client %s (pid %d)", a.Process, a.PID)
 		}
-		out = append(out, fmt.Sprintf("%s of %s since %v", client, a.Export, formatTime(a.AttachedAt.Time)))
+		if a.ReadOnly {
+			who += ", read-only,"
+		}
+		out = append(out, fmt.Sprintf("%s of %s since %v", who, a.Export, formatTime(a.AttachedAt.Time)))
 	}
 	return out
 }
