@@ -142,7 +142,7 @@ func (r *layerRecord) lent(l *layerFile) (bool, error) {
 		return false, nil
 	}
 	for _, f := range []file{l.data, l.maps} {
-		if n, err := f.links(); err != nil || n > 1 {
+		if st, err := f.stat(); err != nil || st.names > 1 {
 			return true, err
 		}
 	}

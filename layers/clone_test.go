@@ -2,7 +2,6 @@ package layers
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -108,7 +107,7 @@ func TestClone(t *testing.T) {
 		if got := content(t, v); !bytes.Equal(got, live) {
 			t.Fatalf("%s: the origin differs at %d", when, differ(got, live))
 		}
-		if err := errors.Join(v.Check(context.Background()), clone.Check(context.Background())); err != nil {
+		if err := errors.Join(sound(v), sound(clone)); err != nil {
 			t.Fatalf("%s: %v", when, err)
 		}
 	}
@@ -195,7 +194,7 @@ func TestSharedChecksums(t *testing.T) {
 	}
 	flip(t, filepath.Join(dir, dataName(layer)), 7*BlockSize)
 	for name, v := range map[string]*Volume{"origin": v, "clone": clone} {
-		if err := v.Check(context.Background()); !errors.Is(err, ErrCorrupt) {
+		if err := sound(v); !errors.Is(err, ErrCorrupt) {
 			t.Errorf("damage in the %s: %v, want %v", name, err, ErrCorrupt)
 		}
 	}
@@ -209,7 +208,7 @@ func TestSharedChecksums(t *testing.T) {
 	flip(t, filepath.Join(dir, mapName(layer)), slotOffset(0, slot)+1000)
 	v = reopenQuiet(t, dir)
 	mustTidy(t, v)
-	if err := v.Check(context.Background()); err != nil {
+	if err := sound(v); err != nil {
 		t.Error(err)
 	}
 	again, err := os.ReadFile(filepath.Join(dir, mapName(layer)))

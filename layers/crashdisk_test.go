@@ -1,6 +1,7 @@
 package layers
 
 import (
+	"bytes"
 	"io"
 	"io/fs"
 	"maps"
@@ -338,27 +339,34 @@ func (f *memFile) size() (int64, error) {
 	return int64(len(f.data)), nil
 }
 
-func (f *memFile) links() (int, error) {
+func (f *memFile) stat() (fileStat, error) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
-	n := 0
+	var st fileStat
 	for _, dir := range f.d.dirs {
 		for _, other := range dir.names {
 			if other == f {
-				n++
+				st.names++
 			}
 		}
 	}
-	return n, nil
+	for off := 0; off < len(f.data); off += BlockSize {
+		if b := f.data[off:min(off+BlockSize, len(f.data))]; !bytes.Equal(b, zeroBlock[:len(b)]) {
+			st.allocated += BlockSize
+		}
+	}
+	return st, nil
 }
 
 func (f *memFile) nextData(off int64) (int64, error) {
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
-	if off >= int64(len(f.data)) {
-		return -1, nil
+	for ; off < int64(len(f.data)); off = (off/BlockSize + 1) * BlockSize {
+		if b := f.data[off:min((off/BlockSize+1)*BlockSize, int64(len(f.data)))]; !bytes.Equal(b, zeroBlock[:len(b)]) {
+			return off, nil
+		}
 	}
-	return off, nil
+	return -1, nil
 }
 
 func (f *memFile) close() error { return nil }

@@ -26,9 +26,15 @@ type file interface {
 	punch(off, n int64) error // reads as zeros; gives the space back where that is possible
 	truncate(size int64) error
 	size() (int64, error)
-	links() (int, error)               // how many names the file has
+	stat() (fileStat, error)
 	nextData(off int64) (int64, error) // first offset from off on that may not be zero; -1: none
 	close() error
+}
+
+// fileStat is what a file system knows of a file beside its content.
+type fileStat struct {
+	names     int   // hard links
+	allocated int64 // bytes
 }
 
 // readFull fills p from off; what lies past the end of the file is zeros.

@@ -29,6 +29,7 @@ type layerFile struct {
 
 	summed bool   // every block of data has a checksum; tidying only
 	tidied tidied // tidying only
+	swept  uint32 // groups below it have been swept; tidying only
 
 	mu      sync.RWMutex
 	groups  map[uint32]*group
@@ -99,7 +100,7 @@ func createLayer(d disk, id, volume ID, size int64) (*layerFile, error) {
 }
 
 func newLayerFile(d disk, id ID, size int64) *layerFile {
-	l := &layerFile{id: id, size: size, path: d.path(mapName(id)), dataPath: d.path(dataName(id)), groups: map[uint32]*group{}}
+	l := &layerFile{id: id, size: size, swept: sweptAll, path: d.path(mapName(id)), dataPath: d.path(dataName(id)), groups: map[uint32]*group{}}
 	l.refs.Store(1)
 	return l
 }
@@ -108,6 +109,9 @@ func newLayerFile(d disk, id ID, size int64) *layerFile {
 // was closed, so that every page of the map must be whole.
 func openLayer(d disk, r layerRecord, volume ID, clean bool) (*layerFile, error) {
 	l := newLayerFile(d, r.ID, r.Size)
+	if !clean {
+		l.swept = 0
+	}
 	var err error
 	if l.data, err = d.open(dataName(r.ID)); err != nil {
 		return nil, err

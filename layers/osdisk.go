@@ -188,12 +188,12 @@ func (f *osFile) size() (int64, error) {
 	return st.Size, nil
 }
 
-func (f *osFile) links() (int, error) {
+func (f *osFile) stat() (fileStat, error) {
 	var st unix.Stat_t
 	if err := unix.Fstat(f.fd, &st); err != nil {
-		return 0, f.err("stat", err)
+		return fileStat{}, f.err("stat", err)
 	}
-	return int(st.Nlink), nil
+	return fileStat{names: int(st.Nlink), allocated: st.Blocks * 512}, nil
 }
 
 func (f *osFile) nextData(off int64) (int64, error) {

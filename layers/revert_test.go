@@ -2,7 +2,6 @@ package layers
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io/fs"
 	"syscall"
@@ -66,7 +65,7 @@ func TestRevert(t *testing.T) {
 				checkDiffOf(t, v, from.ID, b.ID, want[from.ID], want[b.ID])
 			}
 		}
-		if err := v.Check(context.Background()); err != nil {
+		if err := sound(v); err != nil {
 			t.Errorf("%s: %v", when, err)
 		}
 	}
@@ -205,7 +204,7 @@ func TestFailedSyncOfRename(t *testing.T) {
 		d.fail = nil
 		m.v.Close() // says why it is read-only
 		m.open()
-		if err := m.v.Check(context.Background()); err != nil {
+		if err := sound(m.v); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 		if err := m.v.Close(); err != nil {

