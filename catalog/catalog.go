@@ -90,6 +90,9 @@ func Open(dir string, log *slog.Logger) (*Catalog, error) {
 	if err := space.release(); err != nil {
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
+	if err := checkTables(dir); err != nil {
+		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
+	}
 	db, err := badger.Open(tuned(dir, log))
 	if err != nil {
 		if strings.Contains(err.Error(), "Cannot acquire directory lock") { // Badger has no value for it.
