@@ -41,18 +41,14 @@ const listAhead = 8
 
 // Backups yields every backup that is not deleted, oldest first within each
 // volume. A damaged one is yielded as an error that names it, with the ID and
-// the Volume of its name, and never hides the others.
+// the Volume of its name, and never hides the others. An object whose name is not
+// of this format is not a backup: it is passed over.
 func (r *Repo) Backups(ctx context.Context) iter.Seq2[Backup, error] {
 	return func(yield func(Backup, error) bool) {
 		l, err := r.list(ctx, volumesRoot)
 		if err != nil {
 			yield(Backup{}, err)
 			return
-		}
-		for _, name := range l.strange {
-			if !yield(Backup{}, damaged(name, 0, fmt.Errorf("not a name of this format"))) {
-				return
-			}
 		}
 		live := l.roots[:0:0]
 		for _, root := range l.roots {

@@ -232,3 +232,39 @@ func TestStoreFailureIsNotDamage(t *testing.T) {
 		t.Errorf("read once the store is back: %v", err)
 	}
 }
+
+// TestForeignObjectsHideNothing: what somebody else left among the names of a
+// repository, a folder marker or an editor's copy, hides no backup. // B16
+func TestForeignObjectsHideNothing(t *testing.T) {
+	s := newSample(t, true)
+	store := storeOf(t, s.objects)
+	root := ""
+	for name := range s.objects {
+		if kindInVolume(name) == "b" {
+			root = name
+		}
+	}
+	if root == "" {
+		t.Fatal("the sample has no root")
+	}
+	for _, name := range []string{"v/foreign", root + ".bak", root[:strings.LastIndex(root, "/")] + "/x", "v/x/b/y"} {
+		if err := store.Put(t.Context(), name, []byte("foreign")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	r, err := Open(t.Context(), store, Key{Passphrase: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	got := 0
+	for b, err := range r.Backups(t.Context()) {
+		if err != nil {
+			t.Errorf("backup %s: %v", b.ID, err)
+		}
+		got++
+	}
+	if got != len(s.ids) {
+		t.Errorf("%d backups listed beside foreign objects, want %d", got, len(s.ids))
+	}
+}

@@ -70,11 +70,12 @@ func (x *index) newestKey(volume layers.ID) (keyRef, bool) {
 type listing struct {
 	roots   []listedRoot // by volume, then claim epoch, then number
 	deleted map[layers.ID]bool
-	strange []string  // names that no version of this format has
 	newest  time.Time // of all objects listed: the store's clock is past it
 }
 
-// list reads the names below a prefix and teaches them to the index.
+// list reads the names below a prefix and teaches them to the index. Names that
+// are not of this format are passed over: no backup can be behind them, and a
+// foreign object must not hide those that are there.
 func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 	l := &listing{deleted: make(map[layers.ID]bool)}
 	for info, err := range r.store.List(ctx, prefix) {
@@ -86,14 +87,12 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 		}
 		name, ok := parseVolumeName(info.Name)
 		if !ok {
-			l.strange = append(l.strange, info.Name)
 			continue
 		}
 		switch name.kind {
 		case "b":
 			root, ok := name.root()
 			if !ok {
-				l.strange = append(l.strange, info.Name)
 				continue
 			}
 			listed := listedRoot{root, info.Size, info.Modified}

@@ -245,7 +245,7 @@ func TestDamagedEntryHidesNoOther(t *testing.T) {
 			store.Put(t.Context(), name, b[:200])
 		}
 	}
-	store.Put(t.Context(), volumePrefix(v.id)+"b/junk", []byte("junk"))
+	store.Put(t.Context(), volumePrefix(v.id)+"b/junk", []byte("junk")) // not a backup: see TestForeignObjectsHideNothing
 	var good, bad int
 	for b, err := range r.Backups(t.Context()) {
 		switch {
@@ -253,14 +253,14 @@ func TestDamagedEntryHidesNoOther(t *testing.T) {
 			good++
 		case !errors.Is(err, ErrCorrupt):
 			t.Errorf("a damaged root: %v", err)
-		case b.ID == ids[1] && b.Volume == v.id && strings.Contains(err.Error(), ids[1].String()), strings.Contains(err.Error(), "b/junk"):
+		case b.ID == ids[1] && b.Volume == v.id && strings.Contains(err.Error(), ids[1].String()):
 			bad++
 		default:
 			t.Errorf("%v: %v", b.ID, err)
 		}
 	}
-	if good != 2 || bad != 2 {
-		t.Errorf("%d good and %d damaged entries are listed, want 2 and 2", good, bad)
+	if good != 2 || bad != 1 {
+		t.Errorf("%d good and %d damaged entries are listed, want 2 and 1", good, bad)
 	}
 	if err := r.Delete(t.Context(), ids[1]); err != nil {
 		t.Errorf("delete a damaged backup: %v", err)
