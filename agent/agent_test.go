@@ -56,7 +56,7 @@ func TestDamagedCatalogSaysWhatToDo(t *testing.T) {
 func TestNamesThatCannotBeUsed(t *testing.T) {
 	a := newWorld(t).start(t.TempDir())
 	for _, name := range []string{
-		"", ".", "..", "a/b", "a@b", "a\nb", "\x00", "\xff", " a", "a ", "tab\t", "\u202e", "\u200b",
+		"", ".", "..", "a/b", "a@b", "a\nb", "\x00", "\xff", "\ufffd\ufffd", " a", "a ", "tab\t", "\u202e", "\u200b",
 		strings.Repeat("x", 256), layers.NewID().String(),
 	} {
 		_, err := a.CreateVolume(t.Context(), NewVolume{Name: name, Size: mib})

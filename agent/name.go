@@ -27,7 +27,9 @@ func checkName(what, name string) error {
 		problem = "is empty"
 	case len(name) > maxName:
 		problem = fmt.Sprintf("has %d bytes, at most %d", len(name), maxName)
-	case !utf8.ValidString(name), strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
+	case !utf8.ValidString(name), strings.ContainsRune(name, utf8.RuneError): // JSON made it of bytes that are no text
+		problem = "is not text in UTF-8"
+	case strings.ContainsFunc(name, func(r rune) bool { return !unicode.IsPrint(r) }):
 		problem = "has characters that cannot be printed"
 	case strings.ContainsAny(name, "/@"):
 		problem = "contains / or @"
