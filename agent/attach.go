@@ -256,8 +256,12 @@ func (a *Agent) identity(record catalog.Attachment) (string, error) {
 	if !record.SnapshotID.IsZero() {
 		name += "@" + record.SnapshotID.String()
 	}
-	return "varve " + name + " " + place, nil
+	return deviceName(name) + place, nil
 }
+
+// deviceName is how the identity of a device begins that shows a volume, or
+// VOLUME@SNAPSHOT, by their ids.
+func deviceName(export string) string { return "varve " + export + " " }
 
 func (a *Agent) volumeOf(id layers.ID) *volume {
 	a.mu.Lock()

@@ -121,7 +121,7 @@ func (a *Agent) freezeAvoids() []string { return []string{a.config.State} }
 // freezeClients are the processes that have a volume attached, and the name
 // that a device of the kernel has for it.
 func freezeClients(id layers.ID, attached []Attachment) []freeze.Client {
-	clients := []freeze.Client{{Backend: id.String()}}
+	clients := []freeze.Client{{Backend: deviceName(id.String())}}
 	for _, at := range attached {
 		if at.PID != 0 {
 			clients = append(clients, freeze.Client{PID: at.PID})

@@ -23,7 +23,9 @@ type NewSnapshot struct {
 type SnapshotView struct {
 	catalog.Snapshot
 	VolumeName string
-	Bytes      int64 // on disk, that this snapshot alone holds
+	Bytes      int64     // on disk, that this snapshot alone holds
+	ParentID   layers.ID // the snapshot that it lies on; zero: none
+	Live       bool      // the volume lies on it, directly or not; false: it is on another branch
 }
 
 // CreateSnapshot keeps the present state of a volume under a name.
@@ -42,12 +44,8 @@ func (a *Agent) CreateSnapshot(ctx context.Context, volumeRef string, n NewSnaps
 	s := catalog.Snapshot{ID: layers.NewID(), VolumeID: v.id, Name: n.Name, Description: n.Description, Created: now}
 	// What was begun ends well, also if whoever asked has gone.
 	err = a.makeSnapshot(context.WithoutCancel(ctx), record, v, &s, n.Quiesce, nil)
-	var refused *Error
-	if errors.As(err, &refused) {
-		return catalog.Snapshot{}, err
-	}
 	if err != nil {
-		return catalog.Snapshot{}, dataError("snapshot volume "+record.Name, err)
+		return catalog.Snapshot{}, volumeError("snapshot volume "+record.Name, err)
 	}
 	return s, nil
 }
@@ -145,21 +143,25 @@ func (a *Agent) viewSnapshots(records []catalog.Snapshot, volumes []catalog.Volu
 	for _, v := range volumes {
 		names[v.ID] = v.Name
 	}
-	bytes := map[layers.ID]map[layers.ID]int64{} // by volume, by boundary
+	chains := map[layers.ID]map[layers.ID]layers.Boundary{} // by volume, by boundary
 	views := make([]SnapshotView, 0, len(records))
 	for _, s := range records {
-		if bytes[s.VolumeID] == nil {
-			bytes[s.VolumeID] = a.boundaryBytes(s.VolumeID)
+		if chains[s.VolumeID] == nil {
+			chains[s.VolumeID] = a.boundaries(s.VolumeID)
 		}
-		views = append(views, SnapshotView{s, names[s.VolumeID], bytes[s.VolumeID][s.ID]})
+		b := chains[s.VolumeID][s.ID]
+		parent := b.Parent
+		for chains[s.VolumeID][parent].Mark {
+			parent = chains[s.VolumeID][parent].Parent
+		}
+		views = append(views, SnapshotView{s, names[s.VolumeID], b.Bytes, parent, b.Live})
 	}
 	return views
 }
 
-// boundaryBytes returns what each boundary of a volume holds alone; nothing if
-// the volume is not open.
-func (a *Agent) boundaryBytes(volumeID layers.ID) map[layers.ID]int64 {
-	bytes := map[layers.ID]int64{}
+// boundaries returns the boundaries of a volume; none if it is not open.
+func (a *Agent) boundaries(volumeID layers.ID) map[layers.ID]layers.Boundary {
+	all := map[layers.ID]layers.Boundary{}
 	a.mu.Lock()
 	v := a.volumes[volumeID]
 	var data *layers.Volume
@@ -168,12 +170,12 @@ func (a *Agent) boundaryBytes(volumeID layers.ID) map[layers.ID]int64 {
 	}
 	a.mu.Unlock()
 	if data == nil {
-		return bytes
+		return all
 	}
 	for _, b := range data.Boundaries() {
-		bytes[b.ID] = b.Bytes
+		all[b.ID] = b
 	}
-	return bytes
+	return all
 }
 
 // DeleteSnapshot removes a snapshot. All others, and the volume, read as

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -21,20 +20,25 @@ import (
 // smallest block that kernels know.
 const sectorSize = 512
 
-// What may have a volume for itself. A backup excludes other backups, a
-// restore and a deletion exclude everything.
+// What may have a volume for itself. A backup excludes other backups, all else
+// excludes everything.
 const (
 	byBackup   = "a backup"
 	byRestore  = "a restore"
 	byDeletion = "its deletion"
+	byRevert   = "a revert"
 )
 
-// NewVolume says what volume to create. Size is in bytes.
+// NewVolume says what volume to create. Size is in bytes. With a Snapshot or a
+// Source it is a clone.
 type NewVolume struct {
 	Name        string
 	Description string
 	Size        int64
 	Properties  map[string]string
+	Snapshot    string  // the snapshot to make it of; empty: none
+	Source      string  // the volume to make it of; empty: none
+	Quiesce     Quiesce // of Source
 }
 
 // An Attachment is one opening of a volume: by an NBD client, or as a device of
@@ -58,6 +62,7 @@ type VolumeView struct {
 	Allocated   int64           // bytes on disk, snapshots included
 	Live        int64           // bytes on disk that the live volume reads
 	Snapshots   []SnapshotUsage // oldest first, those that the system made included
+	Clones      []string        // names of the volumes that were made of it and may share its layers
 }
 
 // SnapshotUsage is what one snapshot alone holds.
@@ -99,8 +104,11 @@ func (a *Agent) volumeDir(id layers.ID) string {
 
 func (a *Agent) volumeOptions() layers.Options { return layers.Options{Log: a.log} }
 
-// CreateVolume makes an empty volume.
+// CreateVolume makes a volume: an empty one, or a clone.
 func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, error) {
+	if n.Snapshot != "" || n.Source != "" {
+		return a.CloneVolume(ctx, n)
+	}
 	if err := errors.Join(checkName("volume", n.Name), checkTexts("volume", n.Description, n.Properties), checkSize(n.Size)); err != nil {
 		return catalog.Volume{}, firstError(err)
 	}
@@ -143,7 +151,7 @@ func (a *Agent) dropVolume(id layers.ID) {
 // unmakeVolume removes a volume's folder, which nobody has open, then what the
 // catalog knows of it.
 func (a *Agent) unmakeVolume(id layers.ID) error {
-	if err := os.RemoveAll(a.volumeDir(id)); err != nil {
+	if err := layers.Remove(a.volumeDir(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
 	return a.update(func(tx *catalog.Tx) error {
@@ -194,6 +202,7 @@ func (a *Agent) Volumes(ctx context.Context) ([]VolumeView, error) {
 	views := make([]VolumeView, 0, len(records))
 	for _, record := range records {
 		views = append(views, a.viewVolume(record, names))
+		views[len(views)-1].Clones = clonesOf(record.ID, records)
 	}
 	return views, nil
 }
@@ -208,7 +217,9 @@ func (a *Agent) Volume(ctx context.Context, ref string) (VolumeView, error) {
 	if err != nil {
 		return VolumeView{}, err
 	}
-	return a.viewVolume(record, snapshotNames(snapshots)), nil
+	view := a.viewVolume(record, snapshotNames(snapshots))
+	view.Clones = clonesOf(record.ID, records)
+	return view, nil
 }
 
 func snapshotNames(snapshots []catalog.Snapshot) map[layers.ID]string {
@@ -289,7 +300,7 @@ func (a *Agent) findVolume(ref string) (catalog.Volume, *volume, error) {
 // The caller holds Agent.mu.
 func (v *volume) usable(record catalog.Volume) (*layers.Volume, error) {
 	switch {
-	case v.busy == byRestore || v.busy == byDeletion:
+	case v.busy != "" && v.busy != byBackup:
 		return nil, fail(Conflict, "volume %s is taken by %s: try again when that is over", record.Name, v.busy)
 	case v.err != nil:
 		return nil, fail(Unavailable, "volume %s cannot be used: %w", record.Name, v.err)
@@ -438,6 +449,9 @@ func (a *Agent) DeleteVolume(ctx context.Context, ref string) error {
 	defer a.unclaim(v)
 	v.chain.Lock() // What began before the claim ends first.
 	defer v.chain.Unlock()
+	if err := a.checkLent(record, v); err != nil {
+		return err
+	}
 	return a.removeVolume(v, record.Name)
 }
 

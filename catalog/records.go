@@ -39,6 +39,7 @@ type Volume struct {
 	Properties     map[string]string
 	SnapshotID     layers.ID     // the snapshot it was made from; zero if none
 	SourceVolumeID layers.ID     // the volume it was cloned from; zero if none
+	Origins        []layers.ID   // the volumes that it was cloned from, nearest first
 	PreSnapshot    string        // shell command that runs before a snapshot; empty: none
 	PostSnapshot   string        // and after it
 	HookLimit      time.Duration // of either command; 0: the default

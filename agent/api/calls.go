@@ -25,7 +25,7 @@ func (c *Client) Volume(ctx context.Context, name string) (Volume, error) {
 	return out.Volume, err
 }
 
-// CreateVolume makes an empty volume.
+// CreateVolume makes a volume: an empty one, or a clone.
 func (c *Client) CreateVolume(ctx context.Context, n NewVolume) (Volume, error) {
 	var out volumeBody
 	err := c.do(ctx, http.MethodPost, path("volumes"), newVolumeBody{n}, &out)
@@ -36,6 +36,13 @@ func (c *Client) CreateVolume(ctx context.Context, n NewVolume) (Volume, error) 
 func (c *Client) GrowVolume(ctx context.Context, name string, size int64) (Volume, error) {
 	out, err := call[volumeBody](ctx, c, http.MethodPost, "volumes", "volume", name, "grow", growBody{NewSize{size}})
 	return out.Volume, err
+}
+
+// RevertVolume makes a volume read what a snapshot of it holds, and returns it
+// with the snapshot of the state before.
+func (c *Client) RevertVolume(ctx context.Context, name, snapshot string) (Volume, Snapshot, error) {
+	out, err := call[revertedBody](ctx, c, http.MethodPost, "volumes", "volume", name, "revert", newRevertBody{NewRevert{snapshot}})
+	return out.Volume, out.Snapshot, err
 }
 
 // ChangeVolume changes what a volume is called and what is kept with it.

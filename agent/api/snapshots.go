@@ -87,6 +87,8 @@ func snapshot(v agent.SnapshotView) Snapshot {
 		FailReason:  optional(v.Reason),
 		System:      v.System,
 		Bytes:       v.Bytes,
+		ParentID:    optionalID(v.ParentID),
+		Live:        v.Live,
 		Consistency: cmp.Or(string(v.Consistency), "crash"),
 		Note:        optional(v.Note),
 	}

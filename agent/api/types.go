@@ -83,6 +83,7 @@ type Volume struct {
 	HookTimeout    int64           `json:"hook_timeout" doc:"seconds that either may take"`
 	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
 	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
+	Clones         []string        `json:"clones" doc:"names of the volumes that were made of it and may share its layers"`
 	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"what each snapshot alone holds, oldest first"`
 	URI            string          `json:"uri" doc:"where NBD clients find it"`
 }
@@ -118,13 +119,17 @@ type SnapshotUsage struct {
 	Bytes int64  `json:"bytes"`
 }
 
-// NewVolume is a volume to create. One of Size and SizeBytes is set.
+// NewVolume is a volume to create. One of Size and SizeBytes is set; of a clone
+// neither need be.
 type NewVolume struct {
 	Name        string            `json:"name"`
 	Description string            `json:"description,omitempty"`
 	Size        int64             `json:"size,omitempty" doc:"GiB"`
 	SizeBytes   int64             `json:"size_bytes,omitempty" doc:"bytes, instead of size"`
 	Metadata    map[string]string `json:"metadata,omitempty"`
+	SnapshotID  string            `json:"snapshot_id,omitempty" doc:"id or name of a snapshot to clone"`
+	SourceVolID string            `json:"source_volid,omitempty" doc:"id or name of a volume to clone as it is now"`
+	Quiesce
 }
 
 // VolumeChange says what of a volume to change. What is null stays.
@@ -163,6 +168,8 @@ type Snapshot struct {
 	Consistency string  `json:"consistency" enum:"crash,synced,frozen" doc:"what it holds of a file system on this host that was in use"`
 	Note        *string `json:"note" doc:"what whoever made it should know"`
 	Bytes       int64   `json:"bytes" doc:"on disk, that this snapshot alone holds"`
+	ParentID    *string `json:"parent_id" doc:"the snapshot that it lies on"`
+	Live        bool    `json:"live" doc:"the volume lies on it; false: it is on another branch"`
 }
 
 // NewSnapshot is a snapshot to create.

@@ -29,6 +29,13 @@ type (
 	volumeChangeBody struct {
 		Volume VolumeChange `json:"volume"`
 	}
+	newRevertBody struct {
+		Revert NewRevert `json:"revert"`
+	}
+	revertedBody struct {
+		Volume   Volume   `json:"volume"`
+		Snapshot Snapshot `json:"snapshot" doc:"the state before"`
+	}
 	growBody struct {
 		Grow NewSize `json:"grow"`
 	}
@@ -37,6 +44,11 @@ type (
 // NewSize is the size that a volume grows to.
 type NewSize struct {
 	SizeBytes int64 `json:"size_bytes"`
+}
+
+// NewRevert says what a volume goes back to.
+type NewRevert struct {
+	SnapshotID string `json:"snapshot_id" doc:"id or name of a snapshot of the volume"`
 }
 
 // An answer is a body to huma, a ref the object that a path names.
@@ -88,6 +100,20 @@ func (s *Server) addVolumes(h huma.API) {
 		}
 		return &answer[volumeBody]{volumeBody{s.volume(v)}}, nil
 	})
+	huma.Post(h, "/v1/volumes/{volume}/revert", func(ctx context.Context, in *struct {
+		Volume string `path:"volume" doc:"id or name"`
+		Body   newRevertBody
+	}) (*answer[revertedBody], error) {
+		v, safety, err := s.config.Agent.RevertVolume(ctx, in.Volume, in.Body.Revert.SnapshotID)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		kept, err := s.config.Agent.Snapshot(ctx, safety.ID.String())
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return &answer[revertedBody]{revertedBody{s.volume(v), snapshot(kept)}}, nil
+	})
 	huma.Post(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).BeginMaintenance))
 	huma.Delete(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).EndMaintenance))
 	huma.Put(h, "/v1/volumes/{volume}", func(ctx context.Context, in *struct {
@@ -127,7 +153,8 @@ func newVolume(n NewVolume) (agent.NewVolume, error) {
 	case n.Size != 0:
 		size = n.Size * bytesPerGiB
 	}
-	return agent.NewVolume{Name: n.Name, Description: n.Description, Size: size, Properties: n.Metadata}, nil
+	return agent.NewVolume{Name: n.Name, Description: n.Description, Size: size, Properties: n.Metadata,
+		Snapshot: n.SnapshotID, Source: n.SourceVolID, Quiesce: quiesce(n.Quiesce)}, nil
 }
 
 func volumeChange(c VolumeChange) agent.VolumeChange {
@@ -180,6 +207,7 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		HookTimeout:    int64(v.HookTimeout().Seconds()),
 		ActualBytes:    v.Allocated,
 		LiveBytes:      v.Live,
+		Clones:         append([]string{}, v.Clones...),
 		SnapshotUsage:  make([]SnapshotUsage, len(v.Snapshots)),
 	}
 	if out.Metadata == nil {

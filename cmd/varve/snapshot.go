@@ -17,6 +17,7 @@ func (p *program) snapshotCommand() *cli.Command {
 			(*call).snapshotCreate),
 		p.verb("list", "[VOLUME]", "list snapshots, oldest first",
 			outputFlags(
+				&cli.BoolFlag{Name: "tree", Usage: "as a tree: each below the snapshot that it was made after, with the volume where it is now"},
 				&cli.BoolFlag{Name: "long", Usage: "also the volume, the time and what each alone holds on disk"},
 				&cli.BoolFlag{Name: "all", Aliases: []string{"system"}, Usage: "also those that Varve made itself, for a backup"}),
 			(*call).snapshotList),
@@ -67,6 +68,9 @@ func (c *call) snapshotList() error {
 	all, err := client.Snapshots(c.ctx, volume, c.Bool("all"))
 	if err != nil {
 		return err
+	}
+	if c.Bool("tree") {
+		return out.list(c.stdout, treeColumns, snapshotTree(all))
 	}
 	columns := []string{"ID", "Name", "Description", "Status", "Size"}
 	if c.Bool("long") {

@@ -11,18 +11,22 @@ import (
 
 func (p *program) volumeCommand() *cli.Command {
 	return noun("volume", "block volumes",
-		p.verb("create", "NAME", "make an empty volume",
-			outputFlags(
-				&cli.StringFlag{Name: "size", Required: false, Usage: "`SIZE`, such as 10G or 512M; a bare number is bytes"},
+		p.verb("create", "NAME", "make an empty volume, or a clone of a snapshot or volume",
+			outputFlags(append(quiesceFlags(),
+				&cli.StringFlag{Name: "size", Usage: "`SIZE`, such as 10G or 512M; a bare number is bytes; of a clone it may be left out"},
+				&cli.StringFlag{Name: "snapshot", Usage: "make a clone of this `SNAPSHOT`"},
+				&cli.StringFlag{Name: "source", Usage: "make a clone of this `VOLUME` as it is now"},
 				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},
-				&cli.StringSliceFlag{Name: "property", Usage: "`KEY=VALUE` to keep with it; may repeat"}),
+				&cli.StringSliceFlag{Name: "property", Usage: "`KEY=VALUE` to keep with it; may repeat"})...),
 			(*call).volumeCreate),
+		p.cloneVerb(),
 		p.verb("list", "", "list volumes, oldest first", outputFlags(), (*call).volumeList),
 		p.verb("show", "VOLUME", "show one volume",
 			outputFlags(&cli.BoolFlag{Name: "long", Usage: "also what it takes on disk and how to attach it"}),
 			(*call).volumeShow),
 		p.verb("grow", "VOLUME SIZE", "make a volume larger; it may be in use", outputFlags(), (*call).volumeGrow),
 		p.setVerb(),
+		p.revertVerb(),
 		p.attachVerb(),
 		p.detachVerb(),
 		p.importVerb(),
@@ -35,24 +39,35 @@ func (c *call) volumeCreate() error {
 	if err != nil {
 		return err
 	}
-	if c.String("size") == "" {
+	n := api.NewVolume{Name: c.args[0], SnapshotID: c.String("snapshot"), SourceVolID: c.String("source")}
+	if c.String("size") == "" && n.SnapshotID == "" && n.SourceVolID == "" {
 		return usagef("volume create: --size is missing, such as --size 10G")
 	}
-	size, err := parseSize(c.String("size"))
-	if err != nil {
+	if n.SnapshotID != "" && n.SourceVolID != "" {
+		return usagef("volume create: --snapshot and --source both name what to clone: leave one out")
+	}
+	return c.createVolume(out, n)
+}
+
+// createVolume makes a volume with what the flags say besides.
+func (c *call) createVolume(out format, n api.NewVolume) (err error) {
+	if size := c.String("size"); size != "" {
+		if n.SizeBytes, err = parseSize(size); err != nil {
+			return err
+		}
+	}
+	if n.Metadata, err = parseProperties(commandName(c.Context), c.StringSlice("property")); err != nil {
 		return err
 	}
-	properties, err := parseProperties("volume create", c.StringSlice("property"))
-	if err != nil {
+	if n.Quiesce, err = c.quiesce(); err != nil {
 		return err
 	}
+	n.Description = c.String("description")
 	client, err := c.client()
 	if err != nil {
 		return err
 	}
-	v, err := client.CreateVolume(c.ctx, api.NewVolume{
-		Name: c.args[0], Description: c.String("description"), SizeBytes: size, Metadata: properties,
-	})
+	v, err := client.CreateVolume(c.ctx, n)
 	if err != nil {
 		return err
 	}
@@ -165,6 +180,7 @@ func volumeLongFields(v api.Volume) []field {
 	}
 	return []field{
 		{"actual_size", byteCount(v.ActualBytes)},
+		{"clones", v.Clones},
 		{"live_size", byteCount(v.LiveBytes)},
 		{"maintenance", v.Maintenance},
 		{"size_bytes", int64(v.SizeBytes)},
