@@ -5,6 +5,7 @@ import (
 	"errors"
 	"slices"
 	"sync"
+	"time"
 )
 
 // pendingSet remembers the blocks written since the last flush, as long as they
@@ -126,6 +127,8 @@ func (v *Volume) Flush() error {
 	if err := v.writable(); err != nil {
 		return err
 	}
+	began := time.Now()
+	defer func() { v.pace.flushed(time.Since(began)) }()
 	return v.commits.share(v.commitPending)
 }
 

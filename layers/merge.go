@@ -44,9 +44,9 @@ func (v *Volume) merge(lower, upper *link) error {
 func (v *Volume) some(l *layerFile, groups []uint32) []uint32 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()
-	blocks := int64(0)
+	blocks, most := int64(0), v.pace.step(v.tuning.moveBlocks)
 	for i, g := range groups {
-		if blocks += int64(l.groups[g].blocks); blocks >= v.tuning.moveBlocks || i+1 == pagesAtOnce {
+		if blocks += int64(l.groups[g].blocks); blocks >= most || i+1 == pagesAtOnce {
 			return groups[:i+1]
 		}
 	}

@@ -3,6 +3,7 @@ package layers
 import (
 	"errors"
 	"slices"
+	"time"
 )
 
 // Tidying gives back what no reader needs, in the background and in small steps,
@@ -50,9 +51,19 @@ func (v *Volume) runTidy() {
 // tidy takes steps until there is nothing left to do.
 func (v *Volume) tidy() error {
 	for {
+		began := time.Now()
+		v.pace.working.Store(true)
 		did, err := v.tidyStep()
+		v.pace.working.Store(false)
 		if err != nil || !did {
 			return err
+		}
+		if pause := v.pace.pause(time.Since(began)); pause > 0 {
+			select {
+			case <-v.stop:
+				return errStop
+			case <-time.After(pause):
+			}
 		}
 	}
 }

@@ -56,6 +56,7 @@ type Volume struct {
 	layoutGen atomic.Uint64 // one more whenever blocks moved from layer to layer
 	tidying   sync.Mutex    // one at a time changes sealed layers
 
+	pace           pace // of tidying
 	wantCheckpoint chan struct{}
 	wantTidy       chan struct{}
 	stop           chan struct{}

@@ -234,7 +234,7 @@ func TestStoreFailureIsNotDamage(t *testing.T) {
 }
 
 // TestForeignObjectsHideNothing: what somebody else left among the names of a
-// repository, a folder marker or an editor's copy, hides no backup. // B16
+// repository, a folder marker or an editor's copy, hides no backup. // C3
 func TestForeignObjectsHideNothing(t *testing.T) {
 	s := newSample(t, true)
 	store := storeOf(t, s.objects)
