@@ -28,11 +28,12 @@
 // A session has a reader, which is its own goroutine, up to sixteen workers and
 // one goroutine for a client that reads slowly; the latter are started when
 // they are first needed. The reader takes all the requests that one read of the
-// socket brought and serves the small reads and writes among them itself. What
-// may take long goes to the workers. Replies gather and leave with one writev.
+// socket brought and serves the small reads and all writes among them itself: a
+// large write piece by piece, while its payload arrives. What may take long goes
+// to the workers. Replies gather and leave with one writev.
 //
 // The reader waits for three things: the client's bytes, room in the bound of
-// requests in flight, and its own small requests. It never waits for the
+// requests in flight, and the requests that it serves. It never waits for the
 // client to read replies as long as that bound is not reached, so a client may
 // send all its requests before it reads one reply.
 //
@@ -63,8 +64,8 @@
 //
 // # Hazards
 //
-//  1. The payload of a small WRITE lies in the input's buffer: it must be used
-//     before the next read of the connection.
+//  1. The payload of a WRITE that the reader serves lies in the input's buffer: it
+//     must be used before the next read of the connection.
 //  2. A batch belongs to who fills it until it is handed to the outbox, and its
 //     buffers go back to their pools when it is sent. Nothing may point into
 //     them after that.
@@ -72,4 +73,7 @@
 //     when its reply has left. A path that forgets it stalls the session.
 //  4. Replies are gathered only while there is input: input.beforeRead must send
 //     them before every read that may wait.
+//  5. Workers wait for a client that is behind with reading replies
+//     (outbox.pace). Whoever waits for workers and must not wait for the client
+//     calls outbox.press first.
 package nbd

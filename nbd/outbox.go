@@ -10,6 +10,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// maxAhead is how many bytes of replies may wait to be sent before workers that
+// would add many wait too.
+const maxAhead = 512 << 10
+
 // An outbox sends the batches of one connection, and counts the bytes of
 // requests and replies that the connection holds.
 //
@@ -25,11 +29,13 @@ type outbox struct {
 	limit int64           // bytes
 
 	mu      sync.Mutex
-	changed sync.Cond // charge has shrunk, sending has ended, dead is set
+	changed sync.Cond // charge or ahead has shrunk, sending has ended, pressed or dead is set
 	queue   []*batch
 	sending bool // somebody owns the fields of the sender
 	charge  int64
-	dead    bool // the connection takes no more replies
+	ahead   int64 // bytes of replies that were handed in and not sent
+	pressed bool  // the reader needs workers: none waits for ahead to shrink
+	dead    bool  // the connection takes no more replies
 
 	// Of the sender.
 	out      []*batch
@@ -107,11 +113,32 @@ func (o *outbox) sendPatient(b *batch) {
 	}
 }
 
+// pace returns when the client is not far behind with taking replies. A worker
+// that is to read much calls it first: what is read long before it can be sent
+// has left the processor's cache by then.
+func (o *outbox) pace() {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	for o.ahead > maxAhead && !o.pressed && !o.dead {
+		o.changed.Wait()
+	}
+}
+
+// press says whether the reader waits for a worker: then nobody waits in pace,
+// or the reader would wait for the client.
+func (o *outbox) press(on bool) {
+	o.mu.Lock()
+	o.pressed = on
+	o.changed.Broadcast()
+	o.mu.Unlock()
+}
+
 // push queues b and says whether the caller is the sender now.
 func (o *outbox) push(b *batch, charge int64) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.charge += charge
+	o.ahead += int64(b.bytes)
 	if last := len(o.queue) - 1; last >= 0 && o.queue[last].absorb(b) {
 		b.free()
 	} else {
@@ -137,15 +164,17 @@ func (o *outbox) send(patient bool) {
 // next drops what was sent and takes the whole queue. It is false, and the
 // caller no longer the sender, if the queue is empty.
 func (o *outbox) next() bool {
-	var sent int64
+	var charge, sent int64
 	for i, b := range o.out {
-		sent += b.charge
+		charge += b.charge
+		sent += int64(b.bytes)
 		b.free()
 		o.out[i] = nil
 	}
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	o.charge -= sent
+	o.charge -= charge
+	o.ahead -= sent
 	o.dead = o.dead || o.writeErr != nil
 	o.out, o.queue = o.queue, o.out[:0]
 	o.changed.Broadcast()

@@ -35,7 +35,7 @@ func (p *pace) tick() {
 		p.since = time.Now()
 	} else if p.count == paceCount {
 		now := time.Now()
-		p.judge(now.Sub(p.since))
+		p.judge(now.Sub(p.since), p.count)
 		p.since, p.count = now, 0
 	}
 	p.count++
@@ -44,13 +44,14 @@ func (p *pace) tick() {
 // stop is called when the reader turns to something else.
 func (p *pace) stop() {
 	if p.count > 0 {
-		p.judge(time.Since(p.since))
+		p.judge(time.Since(p.since), p.count)
 		p.count = 0
 	}
 }
 
-func (p *pace) judge(took time.Duration) {
-	if took > time.Duration(p.count)*slowRequest {
+// judge learns how long count requests, of quickBytes at most, have taken.
+func (p *pace) judge(took time.Duration, count int) {
+	if took > time.Duration(count)*slowRequest {
 		p.give = slowCount
 	}
 }

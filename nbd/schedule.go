@@ -57,6 +57,9 @@ func (s *schedule) init(run func(*task)) {
 // busy says whether tasks are unfinished.
 func (s *schedule) busy() bool { return s.unfinished.Load() > 0 }
 
+// full says whether add would wait now.
+func (s *schedule) full() bool { return s.unfinished.Load() >= maxTasks }
+
 // mustWait says whether r conflicts with an unfinished task, so that it has to
 // become one as well.
 func (s *schedule) mustWait(r *request) bool {

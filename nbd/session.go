@@ -178,6 +178,9 @@ func (s *session) accept(r *request) error {
 		s.perform(r, payload, s.room())
 		return nil
 	}
+	if s.streams(r) {
+		return s.stream(r)
+	}
 	return s.schedule(r)
 }
 
@@ -235,8 +238,8 @@ func (s *session) sendBatch() {
 	s.out.sendInline(b)
 }
 
-// schedule gives r to a worker; a large read or write that is alone stays with
-// the reader.
+// schedule gives r to a worker; a large read that is alone stays with the
+// reader.
 func (s *session) schedule(r *request) error {
 	charge := requestBytes + r.payload() + r.reply()
 	s.sendBatch()
@@ -253,7 +256,7 @@ func (s *session) schedule(r *request) error {
 		}
 	}
 	if !s.keeps(r) {
-		s.tasks.add(r, payload, charge)
+		s.addTask(r, payload, charge)
 		return nil
 	}
 	b := s.performAlone(r, payload, charge)
@@ -261,13 +264,26 @@ func (s *session) schedule(r *request) error {
 	return nil
 }
 
-// keeps says whether the reader serves a request that is not small: a read or
-// a write with nothing else to do.
+// addTask gives r to the workers, and sees to it that none of them waits for the
+// client while the reader waits for them.
+func (s *session) addTask(r *request, payload *buffer, charge int64) {
+	full := s.tasks.full()
+	if full {
+		s.out.press(true)
+	}
+	s.tasks.add(r, payload, charge)
+	if full {
+		s.out.press(false)
+	}
+}
+
+// keeps says whether the reader serves a request that may take a while, since
+// there is nothing else to do.
 func (s *session) keeps(r *request) bool {
-	if r.flags&cmdFlagFUA != 0 || len(s.in.waiting()) > 0 || s.tasks.busy() {
+	if len(s.in.waiting()) > 0 || s.tasks.busy() {
 		return false
 	}
-	return r.cmd == cmdRead && !s.export.Remote || r.cmd == cmdWrite || r.cmd == cmdBlockStatus && !s.export.Remote
+	return (r.cmd == cmdRead || r.cmd == cmdBlockStatus) && !s.export.Remote
 }
 
 // performAlone serves r with a batch of its own.
@@ -285,6 +301,9 @@ func (s *session) performAlone(r *request, payload *buffer, charge int64) *batch
 
 // serveTask is what a worker does.
 func (s *session) serveTask(t *task) {
+	if t.cmd == cmdRead && t.n > quickBytes {
+		s.out.pace()
+	}
 	s.out.sendPatient(s.performAlone(&t.request, t.payload, t.charge))
 }
 

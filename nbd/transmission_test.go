@@ -269,14 +269,21 @@ var transmissionStatements = []struct {
 		}
 	}},
 	{"T36 abrupt close in a write", func(t *testing.T, c *rawClient, open func() *rawClient) {
-		c.expect(0, cmdWrite, 0, 0, 1<<20, pattern(9, 1<<20)...)
+		old := pattern(9, 1<<20)
+		c.expect(0, cmdWrite, 0, 0, 1<<20, old...)
 		for _, n := range []uint32{4096, 1 << 20} {
 			d := open()
 			d.send(requestBytes(cmdWrite, 0, 1, 0, n), make([]byte, n/2))
 			d.Close()
 		}
-		if !bytes.Equal(c.get(0, 1<<20), pattern(9, 1<<20)) {
-			t.Error("half a write was done")
+		got := c.get(0, 1<<20)
+		if !bytes.Equal(got[:4096], old[:4096]) && !isZero(got[:4096]) || !bytes.Equal(got[1<<19:], old[1<<19:]) {
+			t.Error("half a block was written, or more than was sent")
+		}
+		for at := 4096; at < 1<<19; at += 4096 {
+			if block := got[at : at+4096]; !bytes.Equal(block, old[at:at+4096]) && !isZero(block) {
+				t.Errorf("the block at %d is neither old nor new", at)
+			}
 		}
 		open().alive()
 	}},
