@@ -79,6 +79,32 @@ func BenchmarkRandomRead4K(b *testing.B) {
 	})
 }
 
+// S8: the same of a snapshot, where each block is compared with its checksum.
+func BenchmarkRandomReadChecked4K(b *testing.B) {
+	eachLength(b, func(b *testing.B, v *Volume) {
+		b.SetBytes(BlockSize)
+		id := NewID()
+		if err := v.Snapshot(id); err != nil {
+			b.Fatal(err)
+		}
+		if err := v.tidy(); err != nil {
+			b.Fatal(err)
+		}
+		w, err := v.View(id)
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer w.Close()
+		p := make([]byte, BlockSize)
+		r := rand.New(rand.NewPCG(2, 2))
+		for b.Loop() {
+			if _, err := w.ReadAt(p, randomBlock(r, v)); err != nil {
+				b.Fatal(err)
+			}
+		}
+	})
+}
+
 func BenchmarkRandomWrite4K(b *testing.B) {
 	eachLength(b, func(b *testing.B, v *Volume) {
 		b.SetBytes(BlockSize)

@@ -90,7 +90,7 @@ func (v *Volume) hidePages(l *link, groups []uint32) error {
 	var writes []pageWrite
 	var gone []kindBits // what was data before
 	for _, g := range groups {
-		h, err := l.hidden(g)
+		h, err := l.hidden(g, durably)
 		if err != nil {
 			return err
 		}

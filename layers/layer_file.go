@@ -27,9 +27,10 @@ type layerFile struct {
 
 	unsynced atomic.Bool // data was written since the last sync
 
-	summed bool   // every block of data has a checksum; tidying only
-	tidied tidied // tidying only
-	swept  uint32 // groups below it have been swept; tidying only
+	summed atomic.Bool // every block of data has a checksum
+	held   *held       // Volume.figures guards it
+	tidied tidied      // tidying only
+	swept  uint32      // groups below it have been swept; tidying only
 
 	mu      sync.RWMutex
 	groups  map[uint32]*group

@@ -17,6 +17,7 @@ import (
 //	merge    where a layer ends at no boundary, it and the only one above become
 //	         one; the smaller's blocks move into the larger
 //	sweep    after a crash: space that no map names
+//	count    what each snapshot alone holds, for Exclusive
 //
 // Of a layer that other volumes share only the checksums are made: see clone.go.
 // A boundary is kept while it is a snapshot or a view of it is open. Only sealed
@@ -42,7 +43,10 @@ func (v *Volume) runTidy() {
 			return
 		case <-v.wantTidy:
 		}
-		if err := v.tidy(); err != nil && !errors.Is(err, errStop) {
+		v.tidies.Store(true)
+		err := v.tidy()
+		v.tidies.Store(false)
+		if err != nil && !errors.Is(err, errStop) {
 			v.log.Warn("space that nothing needs could not be given back yet", "volume", v.id, "error", err)
 		}
 	}
@@ -85,7 +89,7 @@ func (v *Volume) tidyStep() (did bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for _, step := range []func(*tree) (bool, error){v.dropStep, v.sumStep, v.ownStep, v.hideStep, v.mergeStep, v.sweepStep} {
+	for _, step := range []func(*tree) (bool, error){v.dropStep, v.sumStep, v.ownStep, v.hideStep, v.mergeStep, v.sweepStep, v.countStep} {
 		if did, err := step(t); did || err != nil {
 			return did, err
 		}
@@ -149,12 +153,12 @@ func (v *Volume) cut(l *layerFile) error {
 func (v *Volume) sumStep(t *tree) (bool, error) {
 	for i := range t.links {
 		l := &t.links[i]
-		if l.summed || !l.settled {
+		if l.summed.Load() || !l.settled {
 			continue
 		}
 		groups := l.unsummed()
 		if len(groups) == 0 {
-			l.summed = true
+			l.summed.Store(true)
 			continue
 		}
 		return true, v.sumPages(l.layerFile, groups[:min(len(groups), pagesAtOnce)])

@@ -21,6 +21,9 @@ type link struct {
 	settled bool // sealed, and the journal has no record of it: it may be changed
 	shared  bool // the chain says that other volumes may have the files
 	lent    bool // they do: nothing may be taken away
+
+	snapshot bool // the boundary is one
+	boundary ID
 }
 
 // tree returns the chain as it is now. The caller holds tidying, so nobody here
@@ -43,6 +46,7 @@ func (v *Volume) tree() (*tree, error) {
 		*n = link{
 			layerFile: l, size: r.Size, head: l == v.head, kept: kept, bound: kept || r.Flags != 0,
 			settled: l != v.head && !slices.Contains(v.unsettled, l), shared: r.Shared, lent: lent,
+			snapshot: r.Flags == flagSnapshot, boundary: r.Boundary,
 		}
 		if r.Parent >= 0 {
 			n.below = &t.links[r.Parent]
@@ -70,26 +74,33 @@ type hiding struct {
 	near [pageWords]uint64 // of far, those that are hidden before there is a boundary
 }
 
+// hidingAs says how layers hide.
+type hidingAs struct {
+	load  func(l *link, g uint32, into *kindBits) error // what a layer says
+	given *link                                         // is taken for one that is not kept; nil: none
+}
+
+// durably is how layers hide with what no crash takes back.
+var durably = hidingAs{load: func(l *link, g uint32, into *kindBits) error { return l.loadDurable(g, into) }}
+
 // hidden finds what is hidden of group g of l: on each branch above it, by a
 // layer up to the next boundary that is kept. Where no such boundary is, nobody
-// reads. Layers that are not settled count with what is durable of them: a crash
-// brings nothing back of that.
-func (l *link) hidden(g uint32) (*hiding, error) {
+// reads.
+func (l *link) hidden(g uint32, as hidingAs) (*hiding, error) {
 	h := new(hiding)
+	if l.kept && l != as.given {
+		return h, nil
+	}
 	for i := range h.far {
 		h.far[i], h.near[i] = lowBits, lowBits
 	}
-	if l.kept {
-		h.far, h.near = [pageWords]uint64{}, [pageWords]uint64{}
-		return h, nil
-	}
 	for _, up := range l.up {
-		above, err := up.hidden(g)
+		above, err := up.hidden(g, as)
 		if err != nil {
 			return nil, err
 		}
 		var kinds kindBits
-		if err := up.loadDurable(g, &kinds); err != nil {
+		if err := as.load(up, g, &kinds); err != nil {
 			return nil, err
 		}
 		for i, w := range kinds {

@@ -52,6 +52,8 @@ type Volume struct {
 	files   []*layerFile           // of chain.Layers, in that order; replaced with it
 	anchors map[*layerFile]*anchor // open views of the boundary above a layer
 
+	figures   sync.Mutex    // held of the layers; no other lock is taken under it but a layer's own
+	tidies    atomic.Bool   // background work is under way
 	layout    sync.RWMutex  // held while a view resolves a page, and while blocks move
 	layoutGen atomic.Uint64 // one more whenever blocks moved from layer to layer
 	tidying   sync.Mutex    // one at a time changes sealed layers
