@@ -354,7 +354,7 @@ func (v *volume) idle(record catalog.Volume) error {
 	case len(v.attached) > 0:
 		return fail(InUse, "volume %s is in use: detach it first", record.Name)
 	case len(v.readers) > 0:
-		return fail(InUse, "a snapshot of volume %s is being read, by an export or a mount: close that first", record.Name)
+		return fail(InUse, "volume %s, or a snapshot of it, is being read, by an export, a mount, a clone or a check: end that first", record.Name)
 	}
 	return nil
 }

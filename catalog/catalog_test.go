@@ -68,12 +68,15 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 	id := layers.NewID
 	roundTrip(t, Volumes, Volume{ID: id(), Name: "v", Description: "d", Size: 1 << 40, Status: BackingUp, PreviousStatus: InUse,
 		Type: "default", Bootable: true, Maintenance: true, Properties: map[string]string{"a": "ü"},
-		SnapshotID: id(), SourceVolumeID: id(), Created: when, Updated: when})
-	roundTrip(t, Snapshots, Snapshot{ID: id(), VolumeID: id(), Name: "s", Size: 4096, Status: Error, Reason: "why", System: true, Created: when})
+		SnapshotID: id(), SourceVolumeID: id(), Origins: []layers.ID{id()}, PreSnapshot: "a", PostSnapshot: "b", HookLimit: time.Hour,
+		Quiets: []Quiet{{id(), "s", []string{"/m"}, true}}, Created: when, Updated: when})
+	roundTrip(t, Snapshots, Snapshot{ID: id(), VolumeID: id(), Name: "s", Size: 4096, Status: Error, Reason: "why",
+		Consistency: Frozen, Note: "n", System: true, Created: when})
 	roundTrip(t, Backups, Backup{ID: id(), TargetID: id(), ParentID: id(), Status: Creating, Duration: time.Hour, Created: when})
 	roundTrip(t, Targets, Target{id(), id(), "t", "s3://bucket", true, when, time.Time{}})
 	roundTrip(t, Attachments, Attachment{id(), id(), id(), "v@s", true, true, 3, 2, 512, when})
-	roundTrip(t, Operations, Operation{id(), "backup create", id(), Failed, "no", "note", 1, 2, when, when})
+	roundTrip(t, Operations, Operation{ID: id(), Kind: "volume check", Subject: id(), State: Failed, Error: "no", Note: "note", Done: 1, Total: 2,
+		Findings: []Finding{{id(), "f.data", 4096, "a", "b", true}}, Damage: 3, Started: when, Ended: when})
 }
 
 func TestRecordsAreListedByAge(t *testing.T) {

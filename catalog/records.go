@@ -144,17 +144,29 @@ const (
 	Canceled  OperationState = "canceled"
 )
 
+// A Finding is a place of a volume that was damaged.
+type Finding struct {
+	Layer    layers.ID // zero: a file of the volume itself
+	File     string    // its name in the volume's folder
+	Offset   int64     // bytes
+	Expected string
+	Found    string
+	Repaired bool
+}
+
 // An Operation is work that was recorded before it began and goes on without
 // whoever asked for it.
 type Operation struct {
-	ID      layers.ID
-	Kind    string    // "backup create", "backup restore", …
-	Subject layers.ID // the volume, snapshot or backup it makes or changes
-	State   OperationState
-	Error   string // why it failed
-	Note    string // what whoever asked should know besides; empty if nothing
-	Done    int64  // bytes
-	Total   int64  // bytes; 0: not known yet
-	Started time.Time
-	Ended   time.Time // zero while it runs
+	ID       layers.ID
+	Kind     string    // "backup create", "backup restore", …
+	Subject  layers.ID // the volume, snapshot or backup it makes or changes
+	State    OperationState
+	Error    string    // why it failed
+	Note     string    // what whoever asked should know besides; empty if nothing
+	Done     int64     // bytes
+	Total    int64     // bytes; 0: not known yet
+	Findings []Finding // of a check; the first of them
+	Damage   int64     // places that a check found damaged and left so
+	Started  time.Time
+	Ended    time.Time // zero while it runs
 }

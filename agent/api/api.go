@@ -10,7 +10,7 @@
 //
 //	GET POST     /v1/volumes             GET PUT DELETE  /v1/volumes/{volume}
 //	POST         /v1/volumes/{volume}/grow
-//	POST         /v1/volumes/{volume}/revert
+//	POST         /v1/volumes/{volume}/revert     …/check
 //	POST DELETE  /v1/volumes/{volume}/maintenance
 //	GET POST     /v1/snapshots           GET DELETE  /v1/snapshots/{snapshot}
 //	GET          /v1/snapshots/{snapshot}/diff/{other}

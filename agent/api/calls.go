@@ -38,6 +38,12 @@ func (c *Client) GrowVolume(ctx context.Context, name string, size int64) (Volum
 	return out.Volume, err
 }
 
+// CheckVolume begins to compare a volume's data with its checksums.
+func (c *Client) CheckVolume(ctx context.Context, name string, repair bool) (Operation, error) {
+	out, err := call[operationBody](ctx, c, http.MethodPost, "volumes", "volume", name, "check", newCheckBody{NewCheck{repair}})
+	return out.Operation, err
+}
+
 // RevertVolume makes a volume read what a snapshot of it holds, and returns it
 // with the snapshot of the state before.
 func (c *Client) RevertVolume(ctx context.Context, name, snapshot string) (Volume, Snapshot, error) {

@@ -261,18 +261,30 @@ type NewTarget struct {
 	Credentials  map[string]string `json:"credentials,omitempty" writeOnly:"true" doc:"OS_…, ST_… and AWS_… variables"`
 }
 
+// A Finding is a place of a volume that was damaged.
+type Finding struct {
+	LayerID  *string `json:"layer_id" doc:"null: a file of the volume itself"`
+	File     string  `json:"file" doc:"in the volume's folder"`
+	Offset   int64   `json:"offset" doc:"bytes in the file; of data, in the volume too"`
+	Expected string  `json:"expected"`
+	Found    string  `json:"found"`
+	Repaired bool    `json:"repaired"`
+}
+
 // An Operation is work that goes on without whoever asked for it.
 type Operation struct {
-	ID         string  `json:"id"`
-	Kind       string  `json:"kind"`
-	SubjectID  string  `json:"subject_id" doc:"the object that it makes or changes"`
-	State      string  `json:"state" enum:"running,succeeded,failed,canceled"`
-	Error      *string `json:"error"`
-	Note       *string `json:"note" doc:"what whoever asked should know besides"`
-	DoneBytes  int64   `json:"done_bytes"`
-	TotalBytes int64   `json:"total_bytes" doc:"0: not known yet"`
-	StartedAt  Time    `json:"started_at"`
-	EndedAt    Time    `json:"ended_at"`
+	ID         string    `json:"id"`
+	Kind       string    `json:"kind"`
+	SubjectID  string    `json:"subject_id" doc:"the object that it makes or changes"`
+	State      string    `json:"state" enum:"running,succeeded,failed,canceled"`
+	Error      *string   `json:"error"`
+	Note       *string   `json:"note" doc:"what whoever asked should know besides"`
+	DoneBytes  int64     `json:"done_bytes"`
+	TotalBytes int64     `json:"total_bytes" doc:"0: not known yet"`
+	Findings   []Finding `json:"findings" doc:"what a check found, the first of it"`
+	Damage     int64     `json:"damage" doc:"places that a check found damaged and left so"`
+	StartedAt  Time      `json:"started_at"`
+	EndedAt    Time      `json:"ended_at"`
 }
 
 // Ended reports whether the operation runs no more.

@@ -29,6 +29,9 @@ type (
 	volumeChangeBody struct {
 		Volume VolumeChange `json:"volume"`
 	}
+	newCheckBody struct {
+		Check NewCheck `json:"check"`
+	}
 	newRevertBody struct {
 		Revert NewRevert `json:"revert"`
 	}
@@ -44,6 +47,11 @@ type (
 // NewSize is the size that a volume grows to.
 type NewSize struct {
 	SizeBytes int64 `json:"size_bytes"`
+}
+
+// NewCheck says how to check a volume.
+type NewCheck struct {
+	Repair bool `json:"repair,omitempty" doc:"write damaged blocks anew from backups that have them"`
 }
 
 // NewRevert says what a volume goes back to.
@@ -100,6 +108,12 @@ func (s *Server) addVolumes(h huma.API) {
 		}
 		return &answer[volumeBody]{volumeBody{s.volume(v)}}, nil
 	})
+	huma.Post(h, "/v1/volumes/{volume}/check", func(ctx context.Context, in *struct {
+		Volume string `path:"volume" doc:"id or name"`
+		Body   newCheckBody
+	}) (*answer[operationBody], error) {
+		return begun(s.config.Agent.CheckVolume(ctx, in.Volume, in.Body.Check.Repair))
+	}, accepted)
 	huma.Post(h, "/v1/volumes/{volume}/revert", func(ctx context.Context, in *struct {
 		Volume string `path:"volume" doc:"id or name"`
 		Body   newRevertBody
@@ -249,7 +263,13 @@ func optionalID(id layers.ID) *string {
 }
 
 func operation(o catalog.Operation) Operation {
+	findings := make([]Finding, len(o.Findings))
+	for i, f := range o.Findings {
+		findings[i] = Finding{optionalID(f.Layer), f.File, f.Offset, f.Expected, f.Found, f.Repaired}
+	}
 	return Operation{
+		Findings:   findings,
+		Damage:     o.Damage,
 		ID:         o.ID.String(),
 		Kind:       o.Kind,
 		SubjectID:  o.Subject.String(),

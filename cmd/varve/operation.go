@@ -68,6 +68,7 @@ func (c *call) operationShow() error {
 		{"subject_id", o.SubjectID},
 		{"state", o.State},
 		{"error", orNone(o.Error)},
+		{"findings", findingTexts(o)},
 		{"note", orNone(o.Note)},
 		{"progress", share(o.DoneBytes, o.TotalBytes)},
 		{"done_bytes", byteCount(o.DoneBytes)},

@@ -119,17 +119,24 @@ func patternCommand(ts *testscript.TestScript, neg bool, args []string) {
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), data, 0o600))
 }
 
-// flip GLOB changes a byte in the middle of the largest file that matches.
+// flip GLOB [OFFSET] changes a byte of the largest file that matches, the one in
+// its middle if no other is named.
 func flipCommand(ts *testscript.TestScript, neg bool, args []string) {
-	takes(ts, neg, len(args) == 1, "flip GLOB")
+	takes(ts, neg, len(args) == 1 || len(args) == 2, "flip GLOB [OFFSET]")
 	path, size := largest(ts, args[0])
+	off := size / 2
+	if len(args) == 2 {
+		n, err := strconv.ParseInt(args[1], 10, 64)
+		ts.Check(err)
+		off = n
+	}
 	f, err := os.OpenFile(path, os.O_RDWR, 0)
 	ts.Check(err)
 	defer f.Close()
 	b := make([]byte, 1)
-	_, err = f.ReadAt(b, size/2)
+	_, err = f.ReadAt(b, off)
 	ts.Check(err)
-	_, err = f.WriteAt([]byte{b[0] ^ 0x40}, size/2)
+	_, err = f.WriteAt([]byte{b[0] ^ 0x40}, off)
 	ts.Check(err)
 }
 

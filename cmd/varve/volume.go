@@ -27,6 +27,7 @@ func (p *program) volumeCommand() *cli.Command {
 		p.verb("grow", "VOLUME SIZE", "make a volume larger; it may be in use", outputFlags(), (*call).volumeGrow),
 		p.setVerb(),
 		p.revertVerb(),
+		p.checkVerb(),
 		p.attachVerb(),
 		p.detachVerb(),
 		p.importVerb(),
