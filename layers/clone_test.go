@@ -143,7 +143,16 @@ func TestCloneOfClone(t *testing.T) {
 	writeBlocks(t, clone, 2, 4, 8)
 	third, thirdDir := cloneOf(t, clone, takeSnapshot(t, clone))
 	writeBlocks(t, third, 3, 10, 8)
-	want := content(t, third)
+	want := make([]byte, 64*BlockSize)
+	for _, x := range []struct {
+		c      byte
+		b, end int
+	}{{1, 0, 4}, {2, 4, 10}, {3, 10, 18}} {
+		copy(want[x.b*BlockSize:], bytes.Repeat([]byte{x.c}, (x.end-x.b)*BlockSize))
+	}
+	if got := content(t, third); !bytes.Equal(got, want) {
+		t.Fatalf("the last clone differs at %d", differ(got, want))
+	}
 	for name, c := range map[string]struct {
 		v    *Volume
 		want int
@@ -262,13 +271,14 @@ func TestCloneRefused(t *testing.T) {
 	if n, err := v.Lent(); n != 0 || err != nil {
 		t.Errorf("Lent() = %d, %v after refused clones", n, err)
 	}
-	stray := filepath.Join(t.TempDir(), "v")
-	if err := errors.Join(os.Mkdir(stray, 0o700), os.WriteFile(filepath.Join(stray, "mine"), nil, 0o600)); err != nil {
+	stray, strayDir := newVolume(t, 64)
+	if err := errors.Join(stray.Close(), os.WriteFile(filepath.Join(strayDir, "mine"), nil, 0o600)); err != nil {
 		t.Fatal(err)
 	}
-	if err := Remove(stray); !errors.Is(err, fs.ErrExist) {
+	if err := Remove(strayDir); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("removal of a directory with another file: %v, want %v", err, fs.ErrExist)
 	}
+	reopenQuiet(t, strayDir) // nothing is gone
 }
 
 // otherFileSystem returns an empty directory that is not on that of TempDir.

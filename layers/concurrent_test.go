@@ -192,3 +192,143 @@ func TestCommitterShares(t *testing.T) {
 		t.Errorf("%d commits for a first flush and eight later ones", n)
 	}
 }
+
+// S5, V7: reverts, clones, deletions, checks and figures beside writers and
+// readers. Every snapshot, and every clone of it, reads at the end what it read
+// when it was taken.
+func TestConcurrentTree(t *testing.T) {
+	seed := testSeed(t)
+	base := t.TempDir()
+	const blocks = 512
+	tune := smallTuning
+	tune.background = true
+	create := func(name string) osDisk {
+		d := osDisk{filepath.Join(base, name)}
+		if err := os.Mkdir(d.dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return d
+	}
+	d := create("v")
+	if err := createVolume(d, NewID(), blocks*BlockSize, tune); err != nil {
+		t.Fatal(err)
+	}
+	open := func(d osDisk) *Volume {
+		v, err := openVolume(d, Options{}, tune)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return v
+	}
+	v := open(d)
+	stop := make(chan struct{})
+	var wg sync.WaitGroup
+	for i, f := range []func(r *rand.Rand) error{
+		func(r *rand.Rand) error {
+			_, err := v.WriteAt(countBlock(r.Uint64()), r.Int64N(blocks)*BlockSize)
+			return err
+		},
+		func(r *rand.Rand) error { return v.WriteZeroes(r.Int64N(blocks)*BlockSize, BlockSize) },
+		func(r *rand.Rand) error {
+			_, err := v.ReadAt(make([]byte, 8*BlockSize), r.Int64N(blocks-8)*BlockSize)
+			return err
+		},
+		func(r *rand.Rand) error { return v.Flush() },
+		func(*rand.Rand) error {
+			_, err := v.Exclusive()
+			v.Boundaries()
+			v.Usage()
+			return err
+		},
+		func(*rand.Rand) error { return sound(v) },
+	} {
+		r := rand.New(rand.NewPCG(seed, uint64(i)))
+		wg.Go(func() {
+			for {
+				select {
+				case <-stop:
+					return
+				default:
+				}
+				if err := f(r); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		})
+	}
+
+	read := func(v *Volume, id ID) []byte {
+		w, err := v.View(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer w.Close()
+		return content(t, w)
+	}
+	want := map[ID][]byte{}
+	var ids []ID
+	note := func(id ID) { ids, want[id] = append(ids, id), read(v, id) }
+	r := rand.New(rand.NewPCG(seed, 99))
+	pick := func() int { return r.IntN(len(ids)) }
+	note(takeSnapshot(t, v))
+	for round := range 40 {
+		switch r.IntN(4) {
+		case 0:
+			safety := NewID()
+			if err := v.Revert(ids[pick()], safety); err != nil {
+				t.Fatal(err)
+			}
+			note(safety)
+		case 1:
+			i := pick()
+			cd := create(fmt.Sprint(round))
+			if err := v.cloneTo(cd, NewID(), ids[i]); err != nil {
+				t.Fatal(err)
+			}
+			c := open(cd)
+			if got := content(t, c); !bytes.Equal(got, want[ids[i]]) {
+				t.Errorf("a clone differs from its snapshot at %d", differ(got, want[ids[i]]))
+			}
+			if _, err := c.WriteAt(countBlock(1), 0); err != nil {
+				t.Fatal(err)
+			}
+			if err := c.Close(); err != nil {
+				t.Fatal(err)
+			}
+			if r.IntN(2) == 0 {
+				if err := Remove(cd.dir); err != nil {
+					t.Fatal(err)
+				}
+			}
+		default:
+			note(takeSnapshot(t, v))
+		}
+		if len(ids) > 5 {
+			i := pick()
+			if err := v.DeleteSnapshot(ids[i], r.IntN(2) == 0); err != nil {
+				t.Fatal(err)
+			}
+			ids = append(ids[:i], ids[i+1:]...)
+		}
+	}
+	close(stop)
+	wg.Wait()
+	mustTidy(t, v)
+	for _, id := range ids {
+		if got := read(v, id); !bytes.Equal(got, want[id]) {
+			t.Errorf("snapshot %s differs at %d from what it was", id, differ(got, want[id]))
+		}
+	}
+	live := content(t, v)
+	if err := errors.Join(sound(v), v.Close()); err != nil {
+		t.Fatal(err)
+	}
+	v = open(d)
+	if got := content(t, v); !bytes.Equal(got, live) {
+		t.Errorf("opened again, the volume differs at %d", differ(got, live))
+	}
+	if err := v.Close(); err != nil {
+		t.Fatal(err)
+	}
+}

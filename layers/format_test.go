@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -215,47 +216,123 @@ func FuzzOpen(f *testing.F) {
 	})
 }
 
-const goldenFile = "testdata/volume-v1.tar.gz"
-
-// goldenSteps makes the volume of the golden file, up to a crash: there are
-// records in its journal.
-func goldenSteps(v *Volume) error {
-	put := func(c byte, b, n int64) error {
-		_, err := v.WriteAt(bytes.Repeat([]byte{c}, int(n)*BlockSize), b*BlockSize)
-		return err
-	}
-	return errors.Join(
-		put(1, 0, 4), put(2, 100, 2), v.Snapshot(ID{15: 1}),
-		put(3, 1, 1), v.WriteZeroes(100*BlockSize, BlockSize), v.Snapshot(ID{15: 2}),
-		put(4, 2, 1), v.Snapshot(ID{15: 3}), v.tidy(),
-		v.DeleteSnapshot(ID{15: 2}, true), v.tidy(),
-		v.Grow(300*BlockSize), put(5, 299, 1), v.Flush(), put(6, 0, 1), v.Flush(),
-	)
+// A golden is a volume in testdata that opens for ever.
+type golden struct {
+	file       string
+	make       func(t *testing.T, dir string) *Volume // as a crash leaves it
+	blocks     map[string]map[int64]byte              // what live, and each snapshot, holds that is not zero
+	boundaries string
 }
 
-// goldenWant is what the blocks of the golden volume hold, those that are not
-// zero.
-var goldenWant = map[string]map[int64]byte{
-	"live":             {0: 6, 1: 3, 2: 4, 3: 1, 101: 2, 299: 5},
-	ID{15: 1}.String(): {0: 1, 1: 1, 2: 1, 3: 1, 100: 2, 101: 2},
-	ID{15: 3}.String(): {0: 1, 1: 3, 2: 4, 3: 1, 101: 2},
+var goldens = []golden{
+	{
+		file: "testdata/volume-v1.tar.gz",
+		make: makeGoldenLine,
+		blocks: map[string]map[int64]byte{
+			"live":             {0: 6, 1: 3, 2: 4, 3: 1, 101: 2, 299: 5},
+			ID{15: 1}.String(): {0: 1, 1: 1, 2: 1, 3: 1, 100: 2, 101: 2},
+			ID{15: 3}.String(): {0: 1, 1: 3, 2: 4, 3: 1, 101: 2},
+		},
+		boundaries: "1 on 0, mark 2 on 1, 3 on 2",
+	},
+	{
+		file: "testdata/clone-v1.tar.gz",
+		make: makeGoldenTree,
+		blocks: map[string]map[int64]byte{
+			"live":             {0: 1, 1: 1, 2: 3, 50: 4, 52: 6},
+			ID{15: 4}.String(): {0: 1, 1: 1, 2: 3, 50: 4},
+			ID{15: 5}.String(): {0: 1, 1: 1, 2: 3, 50: 4, 51: 5},
+		},
+		boundaries: "4 on 0, 5 on 4",
+	},
+}
+
+func put(v *Volume, c byte, b, n int64) error {
+	_, err := v.WriteAt(bytes.Repeat([]byte{c}, int(n)*BlockSize), b*BlockSize)
+	return err
+}
+
+func createGolden(t *testing.T, dir string) *Volume {
+	if err := createVolume(osDisk{dir}, ID{15: 9}, 256*BlockSize, smallTuning); err != nil {
+		t.Fatal(err)
+	}
+	v, err := openVolume(osDisk{dir}, Options{}, smallTuning)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// makeGoldenLine makes a volume without branches, with records in its journal.
+func makeGoldenLine(t *testing.T, dir string) *Volume {
+	v := createGolden(t, dir)
+	err := errors.Join(
+		put(v, 1, 0, 4), put(v, 2, 100, 2), v.Snapshot(ID{15: 1}),
+		put(v, 3, 1, 1), v.WriteZeroes(100*BlockSize, BlockSize), v.Snapshot(ID{15: 2}),
+		put(v, 4, 2, 1), v.Snapshot(ID{15: 3}), v.tidy(),
+		v.DeleteSnapshot(ID{15: 2}, true), v.tidy(),
+		v.Grow(300*BlockSize), put(v, 5, 299, 1), v.Flush(), put(v, 6, 0, 1), v.Flush(),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// makeGoldenTree makes a clone of a branch, with a branch of its own: layers of
+// another volume, called shared, some with checksums and some without.
+func makeGoldenTree(t *testing.T, dir string) *Volume {
+	origin := createGolden(t, t.TempDir())
+	err := errors.Join(
+		put(origin, 1, 0, 2), origin.Snapshot(ID{15: 1}), origin.tidy(),
+		put(origin, 2, 1, 1), origin.Revert(ID{15: 1}, ID{15: 2}),
+		put(origin, 3, 2, 1), origin.Snapshot(ID{15: 3}),
+		origin.cloneTo(osDisk{dir}, ID{15: 8}, ID{15: 3}),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v, err := openVolume(osDisk{dir}, Options{}, smallTuning)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = errors.Join(
+		put(v, 4, 50, 1), v.Snapshot(ID{15: 4}), put(v, 5, 51, 1), v.Revert(ID{15: 4}, ID{15: 5}),
+		put(v, 6, 52, 1), v.Flush(), origin.Close(),
+	)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
 }
 
 // Volumes of version 1 open for ever.
 func TestGoldenVolume(t *testing.T) {
-	if *update {
-		writeGolden(t)
+	for _, g := range goldens {
+		t.Run(filepath.Base(g.file), func(t *testing.T) {
+			if *update {
+				writeGolden(t, g)
+			}
+			dir := t.TempDir()
+			extract(t, g.file, dir)
+			v, err := openVolume(osDisk{dir}, Options{}, smallTuning)
+			if err != nil {
+				t.Fatal(err)
+			}
+			checkGolden(t, v, g)
+			mustTidy(t, v)
+			checkGolden(t, v, g)
+			if err := errors.Join(sound(v), v.Close()); err != nil {
+				t.Fatal(err)
+			}
+		})
 	}
-	dir := t.TempDir()
-	extract(t, dir)
-	v, err := Open(dir, Options{})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer v.Close()
-	for name, want := range goldenWant {
-		var r io.ReaderAt = v
-		size := v.Size()
+}
+
+func checkGolden(t *testing.T, v *Volume, g golden) {
+	t.Helper()
+	for name, want := range g.blocks {
+		var l Layer = v
 		if name != "live" {
 			id, err := ParseID(name)
 			if err != nil {
@@ -266,40 +343,35 @@ func TestGoldenVolume(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer w.Close()
-			r, size = w, w.Size()
+			l = w
 		}
-		got := make([]byte, size)
-		if _, err := r.ReadAt(got, 0); err != nil {
-			t.Fatal(err)
-		}
-		for b := range blocksOf(size) {
+		got := content(t, l)
+		for b := range blocksOf(l.Size()) {
 			if !bytes.Equal(blockOf(got, b), bytes.Repeat([]byte{want[b]}, len(blockOf(got, b)))) {
 				t.Errorf("%s: block %d begins with %d, want %d", name, b, got[b*BlockSize], want[b])
 			}
 		}
 	}
-	if list := v.Boundaries(); len(list) != 3 || !list[1].Mark || list[0].Mark || list[2].Mark {
-		t.Errorf("boundaries %+v, want a snapshot, a mark, a snapshot", list)
+	var list []string
+	for _, b := range v.Boundaries() {
+		mark := ""
+		if b.Mark {
+			mark = "mark "
+		}
+		list = append(list, fmt.Sprintf("%s%d on %d", mark, b.ID[15], b.Parent[15]))
+	}
+	if got := strings.Join(list, ", "); got != g.boundaries {
+		t.Errorf("boundaries %s, want %s", got, g.boundaries)
 	}
 }
 
-func writeGolden(t *testing.T) {
+func writeGolden(t *testing.T, g golden) {
 	dir := t.TempDir()
-	d := osDisk{dir}
-	if err := createVolume(d, ID{15: 9}, 256*BlockSize, smallTuning); err != nil {
-		t.Fatal(err)
-	}
-	v, err := openVolume(d, Options{}, smallTuning)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := goldenSteps(v); err != nil {
-		t.Fatal(err)
-	}
+	v := g.make(t, dir)
 	var out bytes.Buffer
 	z := gzip.NewWriter(&out)
 	w := tar.NewWriter(z)
-	names, err := d.list()
+	names, err := v.d.list()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -315,7 +387,7 @@ func writeGolden(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if err := errors.Join(w.Close(), z.Close(), os.MkdirAll("testdata", 0o777), os.WriteFile(goldenFile, out.Bytes(), 0o666)); err != nil {
+	if err := errors.Join(w.Close(), z.Close(), os.MkdirAll("testdata", 0o777), os.WriteFile(g.file, out.Bytes(), 0o666)); err != nil {
 		t.Fatal(err)
 	}
 	v.closeFiles() // as a crash leaves it
@@ -323,9 +395,9 @@ func writeGolden(t *testing.T) {
 
 func writeAll(w io.Writer, b []byte) error { _, err := w.Write(b); return err }
 
-func extract(t *testing.T, dir string) {
+func extract(t *testing.T, file, dir string) {
 	t.Helper()
-	f, err := os.Open(goldenFile)
+	f, err := os.Open(file)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -46,19 +47,26 @@ func removeDir(dir string) error {
 // good: layers may be shared, and as soon as they have lost a name here, whoever
 // has the last one changes them. No crash may bring this volume back then.
 func removeVolume(d disk) error {
-	if err := d.remove(headerName); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	if err := d.syncDir(); err != nil {
-		return err
-	}
 	names, err := d.list()
 	if err != nil {
 		return err
 	}
 	for _, name := range names {
 		if !ours(name) {
-			return fmt.Errorf("%s is not a file of a volume: %w", d.path(name), fs.ErrExist)
+			return fmt.Errorf("%s is not a file of a volume: move it away first: %w", d.path(name), fs.ErrExist)
+		}
+	}
+	if slices.Contains(names, headerName) {
+		if err := d.remove(headerName); err != nil {
+			return err
+		}
+	}
+	if err := d.syncDir(); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if name == headerName {
+			continue
 		}
 		if err := d.remove(name); err != nil {
 			return err
