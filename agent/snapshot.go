@@ -23,7 +23,7 @@ type NewSnapshot struct {
 type SnapshotView struct {
 	catalog.Snapshot
 	VolumeName string
-	Bytes      int64     // on disk, that this snapshot alone holds
+	Usage      SnapshotUsage
 	ParentID   layers.ID // the snapshot that it lies on; zero: none
 	Live       bool      // the volume lies on it, directly or not; false: it is on another branch
 }
@@ -143,39 +143,18 @@ func (a *Agent) viewSnapshots(records []catalog.Snapshot, volumes []catalog.Volu
 	for _, v := range volumes {
 		names[v.ID] = v.Name
 	}
-	chains := map[layers.ID]map[layers.ID]layers.Boundary{} // by volume, by boundary
+	chains := map[layers.ID]*figures{} // by volume
 	views := make([]SnapshotView, 0, len(records))
 	for _, s := range records {
 		if chains[s.VolumeID] == nil {
-			chains[s.VolumeID] = a.boundaries(s.VolumeID)
+			chains[s.VolumeID] = a.figuresOf(s.VolumeID)
 		}
-		b := chains[s.VolumeID][s.ID]
-		parent := b.Parent
-		for chains[s.VolumeID][parent].Mark {
-			parent = chains[s.VolumeID][parent].Parent
-		}
-		views = append(views, SnapshotView{s, names[s.VolumeID], b.Bytes, parent, b.Live})
+		f := chains[s.VolumeID]
+		views = append(views, SnapshotView{
+			Snapshot: s, VolumeName: names[s.VolumeID], Usage: f.usage(s.ID, s.Name), ParentID: f.parent(s.ID), Live: f.boundaries[s.ID].Live,
+		})
 	}
 	return views
-}
-
-// boundaries returns the boundaries of a volume; none if it is not open.
-func (a *Agent) boundaries(volumeID layers.ID) map[layers.ID]layers.Boundary {
-	all := map[layers.ID]layers.Boundary{}
-	a.mu.Lock()
-	v := a.volumes[volumeID]
-	var data *layers.Volume
-	if v != nil {
-		data = v.data
-	}
-	a.mu.Unlock()
-	if data == nil {
-		return all
-	}
-	for _, b := range data.Boundaries() {
-		all[b.ID] = b
-	}
-	return all
 }
 
 // DeleteSnapshot removes a snapshot. All others, and the volume, read as

@@ -47,6 +47,9 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 		if len(v.Attachments) > 0 {
 			s.InUse++
 		}
+		if v.Chain.Failure != nil {
+			s.warn("Volume %s (%s) takes no more writes: %v. When the disk is well, start the daemon again.", v.Name, v.ID, v.Chain.Failure)
+		}
 		if failed(v.Status) {
 			s.warn("Volume %s (%s) is in status %s: %s.", v.Name, v.ID, v.Status, v.Reason)
 		}

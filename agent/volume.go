@@ -62,14 +62,8 @@ type VolumeView struct {
 	Allocated   int64           // bytes on disk, snapshots included
 	Live        int64           // bytes on disk that the live volume reads
 	Snapshots   []SnapshotUsage // oldest first, those that the system made included
+	Chain       layers.State    // how its data is doing
 	Clones      []string        // names of the volumes that were made of it and may share its layers
-}
-
-// SnapshotUsage is what one snapshot alone holds.
-type SnapshotUsage struct {
-	ID    layers.ID
-	Name  string
-	Bytes int64 // on disk
 }
 
 // A volume is what the agent has in memory of a volume.
@@ -267,13 +261,7 @@ func (a *Agent) viewVolume(record catalog.Volume, names map[layers.ID]string) Vo
 		view.Status = catalog.Error
 		view.Reason = err.Error() + ": it can be read; see to the disk, then start the daemon anew: what was flushed is there"
 	}
-	usage := data.Usage()
-	view.Size, view.Allocated, view.Live = data.Size(), usage.Allocated, usage.Live
-	for _, b := range data.Boundaries() {
-		if !b.Mark {
-			view.Snapshots = append(view.Snapshots, SnapshotUsage{b.ID, names[b.ID], b.Bytes})
-		}
-	}
+	a.addFigures(&view, data, names)
 	return view
 }
 

@@ -84,7 +84,8 @@ type Volume struct {
 	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
 	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
 	Clones         []string        `json:"clones" doc:"names of the volumes that were made of it and may share its layers"`
-	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"what each snapshot alone holds, oldest first"`
+	Chain          Chain           `json:"chain"`
+	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"oldest first"`
 	URI            string          `json:"uri" doc:"where NBD clients find it"`
 }
 
@@ -112,11 +113,22 @@ type NewAttachment struct {
 	BlockSize   int64   `json:"block_size,omitempty" doc:"bytes; 512 if left out"`
 }
 
-// SnapshotUsage is what one snapshot alone holds.
+// Chain is how a volume's layers are doing.
+type Chain struct {
+	Layers       int     `json:"layers"`
+	Shared       int     `json:"shared" doc:"with clones, or with what this is a clone of"`
+	Unsummed     int     `json:"unsummed" doc:"whose checksums are still being made"`
+	Tidying      bool    `json:"tidying" doc:"space comes back, layers are merged"`
+	JournalBytes int64   `json:"journal_bytes" doc:"that would be replayed after a crash now"`
+	Failure      *string `json:"failure" doc:"why it takes no more writes until the daemon is started again"`
+}
+
+// SnapshotUsage is what one snapshot takes.
 type SnapshotUsage struct {
-	ID    string `json:"id"`
-	Name  string `json:"name"`
-	Bytes int64  `json:"bytes"`
+	ID        string `json:"id"`
+	Name      string `json:"name"`
+	Bytes     int64  `json:"bytes" doc:"on disk, between it and the snapshot below"`
+	Exclusive *int64 `json:"exclusive_bytes" doc:"that would come back if it alone were deleted; null: not known yet"`
 }
 
 // NewVolume is a volume to create. One of Size and SizeBytes is set; of a clone
@@ -167,7 +179,8 @@ type Snapshot struct {
 	System      bool    `json:"system" doc:"made by Varve itself"`
 	Consistency string  `json:"consistency" enum:"crash,synced,frozen" doc:"what it holds of a file system on this host that was in use"`
 	Note        *string `json:"note" doc:"what whoever made it should know"`
-	Bytes       int64   `json:"bytes" doc:"on disk, that this snapshot alone holds"`
+	Bytes       int64   `json:"bytes" doc:"on disk, between it and the snapshot below"`
+	Exclusive   *int64  `json:"exclusive_bytes" doc:"that would come back if it alone were deleted; null: not known yet"`
 	ParentID    *string `json:"parent_id" doc:"the snapshot that it lies on"`
 	Live        bool    `json:"live" doc:"the volume lies on it; false: it is on another branch"`
 }

@@ -221,8 +221,11 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		HookTimeout:    int64(v.HookTimeout().Seconds()),
 		ActualBytes:    v.Allocated,
 		LiveBytes:      v.Live,
-		Clones:         append([]string{}, v.Clones...),
-		SnapshotUsage:  make([]SnapshotUsage, len(v.Snapshots)),
+		Chain: Chain{
+			Layers: v.Chain.Layers, Shared: v.Chain.Shared, Unsummed: v.Chain.Unsummed, Tidying: v.Chain.Tidying, JournalBytes: v.Chain.Journal,
+		},
+		Clones:        append([]string{}, v.Clones...),
+		SnapshotUsage: make([]SnapshotUsage, len(v.Snapshots)),
 	}
 	if out.Metadata == nil {
 		out.Metadata = map[string]string{}
@@ -231,7 +234,10 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		out.Attachments[i] = attachment(a)
 	}
 	for i, u := range v.Snapshots {
-		out.SnapshotUsage[i] = SnapshotUsage{ID: u.ID.String(), Name: u.Name, Bytes: u.Bytes}
+		out.SnapshotUsage[i] = SnapshotUsage{ID: u.ID.String(), Name: u.Name, Bytes: u.Bytes, Exclusive: known(u.Exclusive)}
+	}
+	if v.Chain.Failure != nil {
+		out.Chain.Failure = optional(v.Chain.Failure.Error())
 	}
 	if s.config.VolumeURI != nil {
 		out.URI = s.config.VolumeURI(v.Name)
@@ -245,6 +251,14 @@ func gib(n int64) int64 {
 		return 0
 	}
 	return (n-1)/bytesPerGiB + 1
+}
+
+// known is n, or null for what is not known yet.
+func known(n int64) *int64 {
+	if n < 0 {
+		return nil
+	}
+	return &n
 }
 
 // optional is s, or null for an empty text.

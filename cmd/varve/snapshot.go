@@ -74,13 +74,13 @@ func (c *call) snapshotList() error {
 	}
 	columns := []string{"ID", "Name", "Description", "Status", "Size"}
 	if c.Bool("long") {
-		columns = append(columns, "Volume", "Created At", "Actual Size")
+		columns = append(columns, "Volume", "Created At", "Actual Size", "Exclusive")
 	}
 	var rows []row
 	for _, s := range all {
 		r := row{s.ID, s.Name, orNone(s.Description), s.Status, s.Size}
 		if c.Bool("long") {
-			r = append(r, s.VolumeName, formatTime(s.CreatedAt.Time), byteCount(s.Bytes))
+			r = append(r, s.VolumeName, formatTime(s.CreatedAt.Time), byteCount(s.Bytes), exclusive(s))
 		}
 		rows = append(rows, r)
 	}
@@ -115,6 +115,7 @@ func snapshotFields(s api.Snapshot) []field {
 	return []field{
 		{"actual_size", byteCount(s.Bytes)},
 		{"consistency", s.Consistency},
+		{"exclusive_size", exclusive(s)},
 		{"created_at", formatTime(s.CreatedAt.Time)},
 		{"description", orNone(s.Description)},
 		{"fail_reason", orNone(s.FailReason)},
@@ -126,4 +127,13 @@ func snapshotFields(s api.Snapshot) []field {
 		{"volume_id", s.VolumeID},
 		{"volume_name", s.VolumeName},
 	}
+}
+
+// exclusive is what would come back if the snapshot alone were deleted, or nil
+// (None) while that is not known.
+func exclusive(s api.Snapshot) any {
+	if s.Exclusive == nil {
+		return nil
+	}
+	return byteCount(*s.Exclusive)
 }

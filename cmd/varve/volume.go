@@ -132,11 +132,23 @@ func (c *call) volumeGrow() error {
 	if err != nil {
 		return err
 	}
-	if count := len(v.Attachments); count > 0 {
+	if count := nbdClients(v); count > 0 {
 		fmt.Fprintf(c.stderr, "volume grow: the NBD connections of %s (%d) keep the size that they began with: "+
 			"a client sees the new one when it connects again\n", printable(v.Name), count)
 	}
 	return out.show(c.stdout, volumeFields(v))
+}
+
+// nbdClients is how many clients have the volume open that do not see it grow:
+// all but the kernel's devices.
+func nbdClients(v api.Volume) int {
+	count := 0
+	for _, a := range v.Attachments {
+		if a.Device == nil {
+			count++
+		}
+	}
+	return count
 }
 
 func (c *call) volumeDelete() error {
@@ -177,10 +189,15 @@ func volumeFields(v api.Volume) []field {
 func volumeLongFields(v api.Volume) []field {
 	usage := []string{}
 	for _, s := range v.SnapshotUsage {
-		usage = append(usage, fmt.Sprintf("%s: %s", text(&s.Name, s.ID), formatBytes(s.Bytes)))
+		says := fmt.Sprintf("%s: %s", text(&s.Name, s.ID), formatBytes(s.Bytes))
+		if s.Exclusive != nil {
+			says += fmt.Sprintf(", %s alone", formatBytes(*s.Exclusive))
+		}
+		usage = append(usage, says)
 	}
 	return []field{
 		{"actual_size", byteCount(v.ActualBytes)},
+		{"chain", chainTexts(v.Chain)},
 		{"clones", v.Clones},
 		{"live_size", byteCount(v.LiveBytes)},
 		{"maintenance", v.Maintenance},
@@ -193,6 +210,24 @@ func volumeLongFields(v api.Volume) []field {
 		{"snapshot_usage", usage},
 		{"uri", v.URI},
 	}
+}
+
+// chainTexts say how a volume's layers are doing.
+func chainTexts(c api.Chain) []string {
+	texts := []string{fmt.Sprintf("%d layers", c.Layers), fmt.Sprintf("%s in the journal", formatBytes(c.JournalBytes))}
+	if c.Shared > 0 {
+		texts = append(texts, fmt.Sprintf("%d shared with clones or their origin", c.Shared))
+	}
+	if c.Unsummed > 0 {
+		texts = append(texts, fmt.Sprintf("checksums of %d are being made", c.Unsummed))
+	}
+	if c.Tidying {
+		texts = append(texts, "being tidied")
+	}
+	if c.Failure != nil {
+		texts = append(texts, "takes no more writes: "+*c.Failure)
+	}
+	return texts
 }
 
 // attachments are the clients and devices that have the volume open, a text
