@@ -50,16 +50,22 @@ func (v *Volume) State() (State, error) {
 // finds it out. What the live volume hides is followed at each call, so asking
 // every second costs little with any number of snapshots.
 func (v *Volume) Exclusive() (map[ID]int64, error) {
-	layers := v.holdLayers()
+	v.mu.RLock()
+	if v.closed.Load() {
+		v.mu.RUnlock()
+		return nil, v.errClosed()
+	}
+	at := v.standing()
+	for _, l := range at.files {
+		l.refs.Add(1)
+	}
+	v.mu.RUnlock()
 	defer func() {
-		for _, l := range layers {
+		for _, l := range at.files {
 			l.release() // the volume's own reference reports a close that goes wrong
 		}
 	}()
-	if v.closed.Load() {
-		return nil, v.errClosed()
-	}
-	t, err := v.tree()
+	t, err := v.treeOf(at)
 	if err != nil {
 		return nil, err
 	}

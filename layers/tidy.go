@@ -33,6 +33,11 @@ import (
 // errStop ends tidying because the volume is being closed.
 var errStop = errors.New("stopped")
 
+// Tidy asks the background work to look whether space can be given back, and
+// returns at once. The volume does so by itself but after the removal of a clone,
+// of which it does not know.
+func (v *Volume) Tidy() { kick(v.wantTidy) }
+
 // runTidy tidies whenever somebody gave something up.
 func (v *Volume) runTidy() {
 	defer v.background.Done()

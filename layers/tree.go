@@ -29,23 +29,49 @@ type link struct {
 // tree returns the chain as it is now. The caller holds tidying, so nobody here
 // shares a layer meanwhile; and one that no other volume has, none can share.
 func (v *Volume) tree() (*tree, error) {
-	v.meta.Lock()
-	defer v.meta.Unlock()
 	v.mu.RLock()
-	defer v.mu.RUnlock()
-	t := &tree{make([]link, len(v.files))}
-	for i, l := range v.files {
-		r := &v.chain.Layers[i]
+	at := v.standing()
+	v.mu.RUnlock()
+	return v.treeOf(at)
+}
+
+// standing is the chain at an instant.
+type standing struct {
+	chain  *chain
+	files  []*layerFile
+	viewed map[*layerFile]bool // the boundary above has an open view
+}
+
+// standing returns the chain as it is. The caller holds mu.
+func (v *Volume) standing() standing {
+	s := standing{chain: v.chain, files: v.files, viewed: map[*layerFile]bool{}}
+	for l, a := range v.anchors {
+		if a.views > 0 {
+			s.viewed[l] = true
+		}
+	}
+	return s
+}
+
+// treeOf makes a tree. A layer that was sealed since the instant is the head in
+// it, which is as good: nothing is taken from either.
+func (v *Volume) treeOf(at standing) (*tree, error) {
+	v.meta.Lock()
+	unsettled := slices.Clone(v.unsettled)
+	v.meta.Unlock()
+	t := &tree{make([]link, len(at.files))}
+	for i, l := range at.files {
+		r := &at.chain.Layers[i]
 		lent, err := r.lent(l)
 		if err != nil {
 			return nil, err
 		}
-		a := v.anchors[l]
-		kept := l == v.head || r.Flags == flagSnapshot || a != nil && a.views > 0
 		n := &t.links[i]
+		head := i == at.chain.Head
+		kept := head || r.Flags == flagSnapshot || at.viewed[l]
 		*n = link{
-			layerFile: l, size: r.Size, head: l == v.head, kept: kept, bound: kept || r.Flags != 0,
-			settled: l != v.head && !slices.Contains(v.unsettled, l), shared: r.Shared, lent: lent,
+			layerFile: l, size: r.Size, head: head, kept: kept, bound: kept || r.Flags != 0,
+			settled: !head && !slices.Contains(unsettled, l), shared: r.Shared, lent: lent,
 			snapshot: r.Flags == flagSnapshot, boundary: r.Boundary,
 		}
 		if r.Parent >= 0 {
