@@ -110,7 +110,7 @@ func (p *program) candidates(c *cli.Context, line *commandLine, pending cli.Flag
 	switch {
 	case pending != nil:
 		return p.values(c, state, map[string]string{
-			"output": "OUTPUT", "container": "TARGET", "snapshot": "SNAPSHOT", "target": "TARGET",
+			"output": "OUTPUT", "container": "TARGET", "snapshot": "SNAPSHOT", "source": "VOLUME", "target": "TARGET",
 		}[pending.Names()[0]])
 	case strings.HasPrefix(last, "-"):
 		return line.flagNames()
@@ -125,7 +125,8 @@ func (p *program) candidates(c *cli.Context, line *commandLine, pending cli.Flag
 	if len(line.args) >= len(words) && !strings.HasSuffix(word, "...") {
 		return nil
 	}
-	return p.values(c, state, strings.Trim(word, "[]."))
+	place, _, _ := strings.Cut(strings.Trim(word, "[]."), "[@") // of VOLUME[@SNAPSHOT] the volume
+	return p.values(c, state, place)
 }
 
 // values are the words that a place of that name in ArgsUsage may hold, asked

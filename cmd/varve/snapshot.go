@@ -46,10 +46,15 @@ func (c *call) snapshotCreate() error {
 	if err != nil {
 		return err
 	}
-	if s.Note != nil {
-		fmt.Fprintf(c.stderr, "snapshot create: %s\n", printable(*s.Note))
-	}
+	c.tellNote(s)
 	return out.show(c.stdout, snapshotFields(s))
+}
+
+// tellNote prints what whoever made a snapshot should know.
+func (c *call) tellNote(s api.Snapshot) {
+	if s.Note != nil {
+		fmt.Fprintf(c.stderr, "%s: %s\n", commandName(c.Context), printable(*s.Note))
+	}
 }
 
 func (c *call) snapshotList() error {

@@ -24,13 +24,13 @@ import (
 func (p *program) exportVerb() *cli.Command {
 	command := p.verb("export", "VOLUME[@SNAPSHOT] DESTINATION",
 		"write a volume or snapshot to a raw or qcow2 file, to stdout as raw with -, or to an NBD URI",
-		[]cli.Flag{
+		append(quiesceFlags(),
 			&cli.StringFlag{Name: "format", Usage: "`FORMAT` of the file: raw or qcow2; by its name if left out"},
 			&cli.BoolFlag{Name: "force", Usage: "overwrite the destination"},
-		}, (*call).volumeExport)
+		), (*call).volumeExport)
 	command.Description = "A volume may be in use: a temporary snapshot is exported, so that the image is of one instant, as after a power cut. " +
 		"It is deleted at the end; if this program is killed, one whose name begins with " + exportSnapshot + " stays. " +
-		"What is already in the volume's clients and not written is not in it. A file appears under its name only when it is whole."
+		"What a virtual machine keeps in memory and has not written is not in it, unless a hook sees to that. A file appears under its name only when it is whole."
 	return command
 }
 
@@ -95,10 +95,17 @@ func (c *call) exported(client *api.Client, ref string) (s api.Snapshot, tempora
 		s, err = client.Snapshot(c.ctx, ref)
 		return s, false, err
 	}
+	quiesce, err := c.quiesce()
+	if err != nil {
+		return s, false, err
+	}
 	s, err = client.CreateSnapshot(c.ctx, api.NewSnapshot{
 		VolumeID: ref, Name: exportSnapshot + time.Now().UTC().Format("20060102T150405.000"),
-		Description: "temporary, of varve volume export",
+		Description: "temporary, of varve volume export", Quiesce: quiesce,
 	})
+	if err == nil {
+		c.tellNote(s)
+	}
 	return s, true, err
 }
 
