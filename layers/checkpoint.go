@@ -112,6 +112,11 @@ func (v *Volume) runCheckpoints() {
 		case <-v.stop:
 			return
 		case <-v.wantCheckpoint:
+		case <-v.recent.wanted():
+			if err := v.Flush(); err != nil {
+				v.log.Warn("flush of many recent writes did not succeed", "volume", v.id, "error", err)
+			}
+			continue
 		}
 		err := v.checkpoint()
 		if err == nil {

@@ -48,7 +48,8 @@
 // # Crashes
 //
 // What a Flush acknowledged is durable; each 4 KiB block written since is old or
-// new; snapshots that were acknowledged are whole. docs/design.md, section 4,
+// new, and new if only the process was killed; snapshots that were acknowledged
+// are whole. docs/design.md, section 4,
 // has the argument, what it assumes, and the test of each claim.
 //
 // # Hazards

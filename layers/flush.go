@@ -141,11 +141,15 @@ func (v *Volume) commitPending() error {
 	v.meta.Lock()
 	p, head := v.pending, v.head
 	v.pending, v.spare = v.spare, nil
+	v.recent.turn()
 	v.meta.Unlock()
 
 	var err error
 	if !p.empty() {
 		err = v.commit(p, head)
+	}
+	if err == nil {
+		v.recent.flushed()
 	}
 	p.reset()
 	v.meta.Lock()

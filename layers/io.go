@@ -224,6 +224,7 @@ func (v *Volume) note(b, end int64, kind Kind) error {
 	}
 	v.live.set(b, end, val)
 	v.pending.add(b, end, kind)
+	v.recent.add(b, end, kind)
 	return nil
 }
 

@@ -205,7 +205,17 @@ func (v *Volume) load() error {
 	if err := v.openLayers(clean); err != nil {
 		return err
 	}
-	if err := j.replay(v.applyRecord); err != nil {
+	list, written, err := openRecent(v.d, v.id, blocksOf(v.size.Load()), v.log)
+	if err != nil {
+		return err
+	}
+	v.recent = list
+	newer := spansOf(written)
+	err = j.replay(func(r record) error { return v.applyRecord(r, newer) })
+	if err == nil {
+		err = v.applyRecent(written)
+	}
+	if err != nil {
 		return err
 	}
 	if err := v.removeLeftOvers(); err != nil {
@@ -252,8 +262,9 @@ func (v *Volume) openLayers(clean bool) error {
 }
 
 // applyRecord makes the blocks of a record those of its layer. Done twice, or
-// half and then whole, it comes to the same.
-func (v *Volume) applyRecord(r record) error {
+// half and then whole, it comes to the same. The head has newer data in some
+// blocks already, where the machine has not failed.
+func (v *Volume) applyRecord(r record, newer []span) error {
 	at := slices.IndexFunc(v.chain.Layers, func(l layerRecord) bool { return l.ID == r.Layer && !l.Shared })
 	if at < 0 {
 		return &CorruptError{v.journal.path, v.journal.next.pos, "a record of a layer of this volume alone", "layer " + r.Layer.String()}
@@ -268,13 +279,32 @@ func (v *Volume) applyRecord(r record) error {
 		}
 		if e.Kind == Data {
 			n := int64(e.Count) * BlockSize
-			if err := l.data.writeAt(data[:n], e.Block*BlockSize); err != nil {
-				return err
+			if l != v.head {
+				newer = nil
+			}
+			for b, stop := range outside(newer, e.Block, end) {
+				if err := l.data.writeAt(data[(b-e.Block)*BlockSize:(stop-e.Block)*BlockSize], b*BlockSize); err != nil {
+					return err
+				}
 			}
 			data = data[n:]
 		}
 		l.unsynced.Store(true)
 		if err := l.set(e.Block, end, e.Kind); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// applyRecent makes the head say what a killed process knew of it.
+func (v *Volume) applyRecent(written []entry) error {
+	if len(written) > 0 {
+		v.log.Info("writes that were not flushed are taken from memory", "volume", v.id, "entries", len(written))
+	}
+	for _, e := range written {
+		v.head.unsynced.Store(true)
+		if err := v.head.set(e.Block, e.Block+int64(e.Count), e.Kind); err != nil {
 			return err
 		}
 	}
@@ -360,7 +390,10 @@ func (v *Volume) begin(clean bool) error {
 	if v.journal.used() > 0 {
 		v.log.Info("volume was not closed; its journal was replayed", "volume", v.id, "bytes", v.journal.used())
 	}
-	return v.checkpoint()
+	if err := v.checkpoint(); err != nil {
+		return err
+	}
+	return v.recent.start()
 }
 
 // readWhole reads a file of less than limit bytes.
@@ -404,7 +437,11 @@ func (v *Volume) Close() error {
 	defer v.admin.Unlock()
 	err := v.commits.alone(func() error {
 		// Both barriers say it, so that neither is worth more than the other.
-		return errors.Join(v.checkpointAs(true), v.checkpointAs(true))
+		err := errors.Join(v.checkpointAs(true), v.checkpointAs(true))
+		if err == nil {
+			v.recent.distrust() // there is nothing left to say
+		}
+		return err
 	})
 	v.grace.wait()
 	return errors.Join(err, v.closeFiles())
@@ -419,5 +456,6 @@ func (v *Volume) closeFiles() error {
 	if v.journal != nil {
 		errs = append(errs, v.journal.f.close())
 	}
+	errs = append(errs, v.recent.close())
 	return errors.Join(append(errs, v.unlock())...)
 }

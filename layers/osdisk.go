@@ -2,6 +2,7 @@ package layers
 
 import (
 	"errors"
+	"fmt"
 	"io"
 	"io/fs"
 	"os"
@@ -44,6 +45,19 @@ func (d osDisk) remove(name string) error     { return os.Remove(d.path(name)) }
 // link gives the file a second name in into, which must be an osDisk.
 func (d osDisk) link(name string, into disk) error {
 	return os.Link(d.path(name), into.path(name))
+}
+
+// memory is the page cache: it has what a killed process wrote until the machine
+// is started again or the file system's device is another one.
+func (d osDisk) memory() string {
+	var st unix.Stat_t
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil || unix.Stat(d.dir, &st) != nil {
+		return ""
+	}
+	device := fmt.Sprintf("%d:%d", unix.Major(st.Dev), unix.Minor(st.Dev))
+	sequence, _ := os.ReadFile("/sys/dev/block/" + device + "/diskseq") // not every file system has a device
+	return fmt.Sprintf("%s %s %s", boot, device, sequence)
 }
 
 func (d osDisk) list() ([]string, error) {

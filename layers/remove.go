@@ -78,7 +78,7 @@ func removeVolume(d disk) error {
 // ours reports whether a volume has files of that name.
 func ours(name string) bool {
 	switch name {
-	case lockName, headerName, headerTemp, chainName, chainTemp, journalName, journalTemp:
+	case lockName, headerName, headerTemp, chainName, chainTemp, journalName, journalTemp, recentNames[0], recentNames[1]:
 		return true
 	}
 	_, ok := layerOfName(name)

@@ -46,6 +46,7 @@ type Volume struct {
 	unsettled   []*layerFile // sealed layers that the journal may have records of
 	ring        sync.Mutex   // the fields of journal
 	journal     *journal     //
+	recent      *recent      // what a killed process would forget; has a lock of its own
 
 	mu      sync.RWMutex           // chain, files, anchors
 	chain   *chain                 // replaced, never changed
@@ -170,6 +171,7 @@ func (v *Volume) Usage() Usage {
 func (v *Volume) fail(cause error) error {
 	err := fmt.Errorf("volume %s: %w: %w", v.id, ErrReadOnly, cause)
 	if v.failed.CompareAndSwap(nil, &err) {
+		v.recent.distrust()
 		v.log.Error("volume takes no more writes", "volume", v.id, "cause", cause)
 	}
 	return *v.failed.Load()
