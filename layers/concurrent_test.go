@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
@@ -79,6 +80,23 @@ func TestConcurrent(t *testing.T) {
 		return readCount(v, b, before, written)
 	})
 	run(func(*rand.Rand) error { return sound(v) })
+	run(func(r *rand.Rand) error {
+		for _, err := range v.Depths(ID{}, 0, v.Size()) {
+			if err != nil {
+				return err
+			}
+		}
+		list := v.Boundaries()
+		if len(list) == 0 {
+			return nil
+		}
+		for _, err := range v.Changes(list[r.IntN(len(list))].ID, ID{}, 0, v.Size()) {
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // it may be deleted meanwhile
+				return err
+			}
+		}
+		return nil
+	})
 	run(func(r *rand.Rand) error { return v.Grow(v.Size() + sectorSize) })
 
 	var ids []ID

@@ -478,6 +478,7 @@ func (m *model) checkAll() {
 	for _, o := range m.views {
 		m.checkView(o.w, o.want)
 	}
+	m.checkHistory()
 	if err := sound(m.v); err != nil {
 		m.t.Fatalf("Check: %v", err)
 	}
