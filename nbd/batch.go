@@ -117,56 +117,76 @@ func (b *batch) absorb(c *batch) bool {
 	return true
 }
 
-// simple adds a simple reply without payload.
+// success adds the reply to a request that has nothing to say but that it was
+// done.
+func (b *batch) success(r *request) {
+	if r.extended {
+		b.chunk(r, chunkNone, chunkDone, 0, 0)
+	} else {
+		b.simple(r, 0)
+	}
+}
+
+// simple adds a simple reply without payload. The extended form has none.
 //
 //	magic 32 | error 32 | cookie 64
-func (b *batch) simple(cookie uint64, errno uint32) {
+func (b *batch) simple(r *request, errno uint32) {
 	p := b.grow(lenSimple)
 	binary.BigEndian.PutUint32(p, magicSimple)
 	binary.BigEndian.PutUint32(p[4:], errno)
-	binary.BigEndian.PutUint64(p[8:], cookie)
+	binary.BigEndian.PutUint64(p[8:], r.cookie)
 }
 
 // chunk adds the header of a reply chunk with n bytes of payload, the first
 // inHead of which lie in the head and are returned.
 //
 //	magic 32 | flags 16 | type 16 | cookie 64 | length 32
-func (b *batch) chunk(cookie uint64, kind, flags uint16, inHead, n int) []byte {
-	p := b.grow(lenChunk + inHead)
-	binary.BigEndian.PutUint32(p, magicStructured)
+//	magic 32 | flags 16 | type 16 | cookie 64 | offset of the request 64 | length 64
+func (b *batch) chunk(r *request, kind, flags uint16, inHead, n int) []byte {
+	size, magic := lenChunk, magicStructured
+	if r.extended {
+		size, magic = lenExtended, magicExtendedReply
+	}
+	p := b.grow(size + inHead)
+	binary.BigEndian.PutUint32(p, magic)
 	binary.BigEndian.PutUint16(p[4:], flags)
 	binary.BigEndian.PutUint16(p[6:], kind)
-	binary.BigEndian.PutUint64(p[8:], cookie)
-	binary.BigEndian.PutUint32(p[16:], uint32(n))
-	return p[lenChunk:]
+	binary.BigEndian.PutUint64(p[8:], r.cookie)
+	if r.extended {
+		binary.BigEndian.PutUint64(p[16:], r.off)
+		binary.BigEndian.PutUint64(p[24:], uint64(n))
+	} else {
+		binary.BigEndian.PutUint32(p[16:], uint32(n))
+	}
+	return p[size:]
 }
 
 // data adds n bytes of content at off.
-func (b *batch) data(cookie uint64, flags uint16, off int64, buf *buffer, n int) {
-	p := b.chunk(cookie, chunkOffsetData, flags, 8, 8+n)
+func (b *batch) data(r *request, flags uint16, off int64, buf *buffer, n int) {
+	p := b.chunk(r, chunkOffsetData, flags, 8, 8+n)
 	binary.BigEndian.PutUint64(p, uint64(off))
 	b.attach(buf, n)
 }
 
 // hole adds a chunk that says that n bytes at off are zero.
-func (b *batch) hole(cookie uint64, flags uint16, off, n int64) {
-	p := b.chunk(cookie, chunkOffsetHole, flags, 12, 12)
+func (b *batch) hole(r *request, flags uint16, off, n int64) {
+	p := b.chunk(r, chunkOffsetHole, flags, 12, 12)
 	binary.BigEndian.PutUint64(p, uint64(off))
 	binary.BigEndian.PutUint32(p[8:], uint32(n))
 }
 
 // failure adds the last chunk of a structured reply that failed.
-func (b *batch) failure(cookie uint64, errno uint32, text string) {
+func (b *batch) failure(r *request, errno uint32, text string) {
 	text = clip(text, maxText)
-	p := b.chunk(cookie, chunkError, chunkDone, 6+len(text), 6+len(text))
+	p := b.chunk(r, chunkError, chunkDone, 6+len(text), 6+len(text))
 	putError(p, errno, text)
 }
 
 // failureAt is failure for a reply whose content before off is good.
-func (b *batch) failureAt(cookie uint64, errno uint32, text string, off int64) {
+func (b *batch) failureAt(r *request, errno uint32, text string, off int64) {
 	text = clip(text, maxText)
 	n := 6 + len(text) + 8
-	p := b.chunk(cookie, chunkErrorOffset, chunkDone, n, n)
+	p := b.chunk(r, chunkErrorOffset, chunkDone, n, n)
 	putError(p, errno, text)
 	binary.BigEndian.PutUint64(p[n-8:], uint64(off))
 }

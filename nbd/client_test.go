@@ -24,18 +24,20 @@ const (
 	wireRequestMagic    = 0x25609513
 	wireSimpleMagic     = 0x67446698
 	wireStructuredMagic = 0x668e33ef
+	wireExtRequestMagic = 0x21e41c71
+	wireExtReplyMagic   = 0x6e8a278c
 
 	optExportName, optAbort, optList, optStartTLS, optInfo, optGo = 1, 2, 3, 5, 6, 7
 	optStructured, optListMeta, optSetMeta, optExtended           = 8, 9, 10, 11
 
 	repAck, repServer, repInfo, repMeta                            = 1, 2, 3, 4
 	errUnsup, errPolicy, errInvalid, errTLS, errUnknown, errTooBig = 1<<31 + 1, 1<<31 + 2, 1<<31 + 3, 1<<31 + 5, 1<<31 + 6, 1<<31 + 9
-	errShutdown                                                    = 1<<31 + 7
+	errShutdown, errExtended                                       = 1<<31 + 7, 1<<31 + 10
 
 	cmdRead, cmdWrite, cmdDisc, cmdFlush, cmdTrim, cmdCache, cmdZeroes, cmdStatus = 0, 1, 2, 3, 4, 5, 6, 7
-	fFUA, fNoHole, fDF, fReqOne, fFast                                            = 1, 2, 4, 8, 16
+	fFUA, fNoHole, fDF, fReqOne, fFast, fPayload                                  = 1, 2, 4, 8, 16, 32
 
-	chunkNone, chunkData, chunkHole, chunkStatus, chunkError, chunkErrorAt = 0, 1, 2, 5, 0x8001, 0x8002
+	chunkNone, chunkData, chunkHole, chunkStatus, chunkStatusExt, chunkError, chunkErrorAt = 0, 1, 2, 5, 6, 0x8001, 0x8002
 
 	ePERM, eIO, eINVAL, eNOSPC, eNOTSUP, eSHUTDOWN = 1, 5, 22, 28, 95, 108
 )
@@ -46,6 +48,8 @@ type rawClient struct {
 	testing.TB
 	net.Conn
 	structured bool
+	extended   bool              // then structured as well
+	offsets    map[uint64]uint64 // of the extended requests, by cookie
 }
 
 // patience bounds every wait of a test for the server.
@@ -234,6 +238,22 @@ func (b *rig) structuredTransmission(t testing.TB, name string) *rawClient {
 	return c
 }
 
+// extendedTransmission is structuredTransmission with extended headers.
+func (b *rig) extendedTransmission(t testing.TB, name string) *rawClient {
+	t.Helper()
+	c := b.dial(t).greet(3)
+	c.agreeExtended()
+	c.acked(optSetMeta, metaArgs(name, "base:allocation"))
+	c.goTo(name)
+	return c
+}
+
+func (c *rawClient) agreeExtended() {
+	c.Helper()
+	c.acked(optExtended)
+	c.structured, c.extended, c.offsets = true, true, map[uint64]uint64{}
+}
+
 func (c *rawClient) agreeStructured() {
 	c.Helper()
 	c.acked(optStructured)
@@ -243,16 +263,35 @@ func (c *rawClient) agreeStructured() {
 // request sends a request; p is the payload of a WRITE.
 func (c *rawClient) request(cmd, flags uint16, cookie, off uint64, n uint32, p ...byte) {
 	c.Helper()
-	c.send(requestBytes(cmd, flags, cookie, off, n), p)
+	c.send(c.header(cmd, flags, cookie, off, uint64(n)), p)
+}
+
+// header is the header of a request in the form that was agreed on.
+func (c *rawClient) header(cmd, flags uint16, cookie, off, n uint64) []byte {
+	if !c.extended {
+		return requestBytes(cmd, flags, cookie, off, uint32(n))
+	}
+	if cmd == cmdWrite {
+		flags |= fPayload
+	}
+	c.offsets[cookie] = off
+	return wire(uint32(wireExtRequestMagic), flags, cmd, cookie, off, n)
 }
 
 func requestBytes(cmd, flags uint16, cookie, off uint64, n uint32) []byte {
 	return wire(uint32(wireRequestMagic), flags, cmd, cookie, off, n)
 }
 
-// simple reads the head of a simple reply.
+// simple reads the head of a simple reply, or the chunk that stands for one.
 func (c *rawClient) simple() (cookie uint64, errno uint32) {
 	c.Helper()
+	if c.extended {
+		k := c.chunk()
+		if !k.done || k.kind != chunkNone && k.kind < 0x8000 {
+			c.Fatalf("chunk %+v, want the only one", k)
+		}
+		return k.cookie, k.errno()
+	}
 	p := c.read(16)
 	if be32(p) != wireSimpleMagic {
 		c.Fatalf("reply %x, want a simple reply", p)
@@ -270,14 +309,27 @@ type chunk struct {
 
 func (c *rawClient) chunk() chunk {
 	c.Helper()
-	p := c.read(20)
-	if be32(p) != wireStructuredMagic {
+	size, magic := 20, uint32(wireStructuredMagic)
+	if c.extended {
+		size, magic = 32, wireExtReplyMagic
+	}
+	p := c.read(size)
+	if be32(p) != magic {
 		c.Fatalf("reply %x, want a chunk", p)
 	}
 	if flags := be16(p[4:]); flags > 1 {
 		c.Fatalf("chunk flags %#x", flags)
 	}
-	return chunk{be16(p[6:]), be16(p[4:]) == 1, be64(p[8:]), c.read(int(be32(p[16:])))}
+	k := chunk{kind: be16(p[6:]), done: be16(p[4:]) == 1, cookie: be64(p[8:])}
+	if !c.extended {
+		k.data = c.read(int(be32(p[16:])))
+		return k
+	}
+	if off, ok := c.offsets[k.cookie]; !ok || be64(p[16:]) != off {
+		c.Fatalf("chunk %x: offset %d, want that of the request, %d", p, be64(p[16:]), off)
+	}
+	k.data = c.read(int(be64(p[24:])))
+	return k
 }
 
 // chunks reads chunks up to the one that is done.
@@ -312,6 +364,13 @@ func (c *rawClient) do(cmd, flags uint16, off uint64, n uint32, p ...byte) uint3
 	c.Helper()
 	const cookie = 0x0123456789abcdef
 	c.request(cmd, flags, cookie, off, n, p...)
+	if c.extended {
+		got, errno := c.simple()
+		if got != cookie {
+			c.Fatalf("cookie %d", got)
+		}
+		return errno
+	}
 	head := c.read(16)
 	if be32(head) == wireStructuredMagic {
 		rest := c.read(4)

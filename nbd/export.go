@@ -19,6 +19,10 @@ type Export struct {
 	// never serves one in its reader, so that others are not held up.
 	Remote bool
 
+	// Contexts are what the export can tell of its bytes beside what is data;
+	// their names differ. Nil tells no more.
+	Contexts []Context
+
 	// Close is called once when the connection leaves the export; nil is
 	// allowed. Leaving an export does not flush it, except in Shutdown.
 	Close func() error

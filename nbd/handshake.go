@@ -5,9 +5,12 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"iter"
 	"slices"
 	"strings"
 	"unicode/utf8"
+
+	"varve/layers"
 )
 
 // The bounds of a handshake. The time is bounded by Server.HandshakeTimeout.
@@ -21,14 +24,19 @@ var (
 	errAborted = errors.New("the client aborted the negotiation")
 	errInvalid = errors.New("the option's data is malformed")
 	errTooBig  = errors.New("the option's data is too long")
+
+	// errExtended is the answer to who wants less than was agreed on:
+	// "NBD_OPT_STRUCTURED_REPLY".
+	errExtended = errors.New("extended headers were agreed on already")
 )
 
 // A handshake is the state of a negotiation that ends with it.
 type handshake struct {
 	*session
 	noZeroes   bool
-	contextFor string // the export for which base:allocation was selected
-	reply      []byte // option replies, gathered until the option is done
+	contextFor string   // the export for which contexts were selected
+	selected   []string // their names, in order; see session.contexts
+	reply      []byte   // option replies, gathered until the option is done
 }
 
 // negotiate speaks the fixed newstyle handshake. It returns nil when an export
@@ -137,11 +145,14 @@ func (h *handshake) answer(option uint32, data []byte) (bool, error) {
 	case optInfo, optGo:
 		err := h.info(option, data)
 		return option == optGo && err == nil, err
-	case optStructuredReply:
+	case optStructuredReply, optExtendedHeaders:
 		if len(data) > 0 {
 			return false, errInvalid
 		}
-		h.structured = true
+		if h.extended && option == optStructuredReply {
+			return false, errExtended
+		}
+		h.structured, h.extended = true, option == optExtendedHeaders
 		h.add(option, repAck, nil)
 		return false, nil
 	case optListMetaContext, optSetMetaContext:
@@ -160,6 +171,8 @@ func (h *handshake) answerError(option uint32, err error) {
 		kind = repErrInvalid
 	case errors.Is(err, errTooBig):
 		kind = repErrTooBig
+	case errors.Is(err, errExtended):
+		kind = repErrExtended
 	case errors.Is(err, errors.ErrUnsupported):
 		kind = repErrUnsup
 	}
@@ -227,7 +240,7 @@ func (h *handshake) info(option uint32, data []byte) error {
 	if err != nil {
 		return err
 	}
-	h.describeExport(option, export, rest[2:])
+	h.describeExport(option, export, name, rest[2:])
 	if option == optInfo {
 		h.closeExport(export.Export)
 	} else {
@@ -239,9 +252,9 @@ func (h *handshake) info(option uint32, data []byte) error {
 
 // describeExport appends the information replies: always the size and flags,
 // the rest if asked for.
-func (h *handshake) describeExport(option uint32, e offer, wanted []byte) {
+func (h *handshake) describeExport(option uint32, e offer, name string, wanted []byte) {
 	p := binary.BigEndian.AppendUint16(nil, infoExport)
-	h.add(option, repInfo, h.appendExport(p, e))
+	h.add(option, repInfo, h.appendExport(p, e, name))
 	var told [4]bool
 	for ; len(wanted) > 0; wanted = wanted[2:] {
 		kind := binary.BigEndian.Uint16(wanted)
@@ -266,11 +279,14 @@ func (h *handshake) describeExport(option uint32, e offer, wanted []byte) {
 	}
 }
 
-// appendExport appends size and transmission flags of e.
-func (h *handshake) appendExport(p []byte, e offer) []byte {
+// appendExport appends size and transmission flags of e, asked for as name.
+func (h *handshake) appendExport(p []byte, e offer, name string) []byte {
 	flags := exportFlags(e.Export)
 	if h.structured {
 		flags |= flagSendDF
+	}
+	if h.extended && len(h.selected) > 0 && h.contextFor == name {
+		flags |= flagStatusPayload
 	}
 	p = binary.BigEndian.AppendUint64(p, e.size)
 	return binary.BigEndian.AppendUint16(p, flags)
@@ -279,6 +295,9 @@ func (h *handshake) appendExport(p []byte, e offer) []byte {
 // exportName answers EXPORT_NAME, which knows no errors: it ends the
 // connection or begins transmission.
 func (h *handshake) exportName(n uint32) error {
+	if h.extended {
+		return fmt.Errorf("%w: EXPORT_NAME with extended headers", errProtocol)
+	}
 	if n > maxString {
 		return fmt.Errorf("%w: an export name of %d bytes", errProtocol, n)
 	}
@@ -294,7 +313,7 @@ func (h *handshake) exportName(n uint32) error {
 		return err
 	}
 	h.enter(export, string(name))
-	p := h.appendExport(nil, export)
+	p := h.appendExport(nil, export, string(name))
 	if !h.noZeroes {
 		p = append(p, make([]byte, lenExportPad)...)
 	}
@@ -309,19 +328,25 @@ func (h *handshake) exportName(n uint32) error {
 func (h *handshake) enter(e offer, name string) {
 	h.export, h.device = e.Export, e.Device
 	h.size, h.readOnly = e.size, e.ReadOnly
-	h.allocation = h.allocation && h.contextFor == name
+	if h.contextFor != name {
+		return
+	}
+	for _, name := range h.selected {
+		h.contexts = append(h.contexts, e.context(name))
+	}
 }
 
 // metaContext answers LIST_META_CONTEXT and SET_META_CONTEXT.
 //
 //	name length 32 | name | count 32 | queries, each length 32 | text
 //
-// SET selects by full names. LIST without queries lists all, and takes a
-// namespace alone as a query for all of it. A failed SET selects nothing.
+// SET selects by full names. LIST without queries lists all; a query that ends
+// with a colon is for all names that begin with it. A failed SET selects
+// nothing.
 func (h *handshake) metaContext(option uint32, data []byte) error {
 	set := option == optSetMetaContext
 	if set {
-		h.allocation = false
+		h.selected = nil
 	}
 	if !h.structured {
 		return fmt.Errorf("%w: structured replies come first", errInvalid)
@@ -338,17 +363,33 @@ func (h *handshake) metaContext(option uint32, data []byte) error {
 	if err != nil {
 		return err
 	}
-	h.closeExport(export.Export)
-	id, found := uint32(0), slices.Contains(queries, allocation)
-	if set {
-		id, h.allocation, h.contextFor = allocationID, found, name
-	} else {
-		namespace, _, _ := strings.Cut(allocation, ":")
-		found = found || len(queries) == 0 || slices.Contains(queries, namespace+":")
+	defer h.closeExport(export.Export)
+	asked := func(name string) bool {
+		if slices.Contains(queries, name) || len(queries) == 0 && !set {
+			return true
+		}
+		return !set && slices.ContainsFunc(queries, func(q string) bool {
+			return strings.HasSuffix(q, ":") && strings.HasPrefix(name, q)
+		})
 	}
-	if found {
+	var selected []string
+	for _, c := range export.contexts() {
+		if !asked(c.Name) {
+			continue
+		}
+		id := uint32(0)
+		if set {
+			if len(selected) == maxContexts {
+				return fmt.Errorf("%w: at most %d contexts can be selected", errTooBig, maxContexts)
+			}
+			selected = append(selected, c.Name)
+			id = uint32(len(selected))
+		}
 		p := binary.BigEndian.AppendUint32(nil, id)
-		h.add(option, repMetaContext, append(p, allocation...))
+		h.add(option, repMetaContext, append(p, c.Name...))
+	}
+	if set {
+		h.selected, h.contextFor = selected, name
 	}
 	h.add(option, repAck, nil)
 	return nil
@@ -402,6 +443,28 @@ func validName(s string) bool {
 type offer struct {
 	*Export
 	size uint64
+}
+
+// contexts are all that the export has, without those whose names cannot be
+// told.
+func (e offer) contexts() []Context {
+	all := append([]Context{allocationOf(e.Device)}, e.Contexts...)
+	return slices.DeleteFunc(all, func(c Context) bool { return !validName(c.Name) })
+}
+
+// context returns the context called name. One that has gone since it was
+// selected keeps its number, and fails.
+func (e offer) context(name string) Context {
+	for _, c := range e.contexts() {
+		if c.Name == name {
+			return c
+		}
+	}
+	return Context{name, func(int64, int64) iter.Seq2[layers.Run, error] {
+		return func(yield func(layers.Run, error) bool) {
+			yield(layers.Run{}, fmt.Errorf("metadata context %s: %w", name, fs.ErrNotExist))
+		}
+	}}
 }
 
 // open asks the owner for an export.

@@ -264,7 +264,7 @@ func TestHandshake(t *testing.T) {
 		}},
 		{"N12 EXTENDED_HEADERS", func(t *testing.T, b *rig) {
 			c := b.dial(t).greet(3)
-			c.refused(errUnsup, optExtended)
+			c.acked(optExtended)
 			c.inSync()
 		}},
 	} {

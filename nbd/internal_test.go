@@ -68,7 +68,7 @@ func TestScheduleKeepsOrder(t *testing.T) {
 		mu.Unlock()
 	})
 	for i := range uint64(tasks) {
-		q := request{cookie: i, off: uint64(r.IntN(1000)), n: uint32(r.IntN(100)), cmd: []uint16{cmdRead, cmdWrite, cmdTrim, cmdFlush}[r.IntN(4)]}
+		q := request{cookie: i, off: uint64(r.IntN(1000)), n: uint64(r.IntN(100)), cmd: []uint16{cmdRead, cmdWrite, cmdTrim, cmdFlush}[r.IntN(4)]}
 		s.add(&q, nil, 0)
 	}
 	s.close()
@@ -127,17 +127,17 @@ func TestConflicts(t *testing.T) {
 func TestBatchRewind(t *testing.T) {
 	b := newBatch()
 	defer b.free()
-	b.simple(1, 0)
+	b.simple(&request{cookie: 1}, 0)
 	want := content(b)
 	m := b.mark()
-	b.simple(2, 5)
-	b.data(3, chunkDone, 0, newBuffer(100), 100)
-	b.failure(4, 5, "text")
+	b.simple(&request{cookie: 2}, 5)
+	b.data(&request{cookie: 3}, chunkDone, 0, newBuffer(100), 100)
+	b.failure(&request{cookie: 4}, 5, "text")
 	b.rewind(m)
 	if got := content(b); !bytes.Equal(got, want) || b.bytes != len(want) {
 		t.Errorf("after rewind: %x, want %x", got, want)
 	}
-	b.simple(5, 0)
+	b.simple(&request{cookie: 5}, 0)
 	if got := content(b); len(got) != 32 || len(b.segs) != 1 {
 		t.Errorf("a reply after rewind: %x in %d segments", got, len(b.segs))
 	}
@@ -148,9 +148,9 @@ func TestBatchAbsorb(t *testing.T) {
 	a, b := newBatch(), newBatch()
 	defer a.free()
 	defer b.free()
-	a.simple(1, 0)
-	b.hole(2, 0, 0, 10)
-	b.data(3, chunkDone, 10, newBuffer(5), 5)
+	a.simple(&request{cookie: 1}, 0)
+	b.hole(&request{cookie: 2}, 0, 0, 10)
+	b.data(&request{cookie: 3}, chunkDone, 10, newBuffer(5), 5)
 	a.charge, b.charge = 1, 2
 	want := append(content(a), content(b)...)
 	if !a.absorb(b) || !bytes.Equal(content(a), want) || a.charge != 3 || a.bytes != len(want) {
@@ -159,7 +159,7 @@ func TestBatchAbsorb(t *testing.T) {
 	if !b.empty() || b.bytes != 0 || b.charge != 0 {
 		t.Errorf("the absorbed batch keeps %x", content(b))
 	}
-	for a.absorb(func() *batch { b.simple(4, 0); return b }()) {
+	for a.absorb(func() *batch { b.simple(&request{cookie: 4}, 0); return b }()) {
 	}
 	if !a.full() {
 		t.Error("absorb refused while there was room")
@@ -178,10 +178,10 @@ func TestBatchHoldsTheLargestReply(t *testing.T) {
 	b := newBatch()
 	defer b.free()
 	for i := range maxRuns - 1 {
-		b.data(1, 0, int64(i), newBuffer(1), 1)
+		b.data(&request{cookie: 1}, 0, int64(i), newBuffer(1), 1)
 	}
-	b.data(1, 0, 9, newBuffer(1), 1)
-	b.failureAt(1, errnoIO, strings.Repeat("x", 10_000), 9)
+	b.data(&request{cookie: 1}, 0, 9, newBuffer(1), 1)
+	b.failureAt(&request{cookie: 1}, errnoIO, strings.Repeat("x", 10_000), 9)
 	if b.used > replyHead || len(b.segs) > replySegs {
 		t.Errorf("the largest reply takes %d bytes and %d segments", b.used, len(b.segs))
 	}
@@ -237,8 +237,8 @@ func TestOutboxResumesInsideABuffer(t *testing.T) {
 		for k := range 997 {
 			buf.b[k] = byte(uint64(k) * (i + 3))
 		}
-		b.data(i, chunkDone, 0, buf, 70_000-int(i))
-		b.simple(i, 0)
+		b.data(&request{cookie: i}, chunkDone, 0, buf, 70_000-int(i))
+		b.simple(&request{cookie: i}, 0)
 		want = append(want, content(b)...)
 		o.sendAcquired(b) // never waits, though nobody reads yet
 	}

@@ -2,7 +2,7 @@ package nbd
 
 import (
 	"bytes"
-	"encoding/binary"
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -20,10 +20,6 @@ const (
 	// minHole is the shortest run of zeros that is worth a chunk of its own
 	// inside a read, in bytes.
 	minHole = 16 << 10
-
-	// statusBytes bounds the content of a BLOCK_STATUS reply: the context's
-	// number and 4095 descriptors of 8 bytes, a little less than 32 KiB.
-	statusBytes = 4 + 4095*8
 
 	// scratchBytes is the size of the pieces in which CACHE reads and
 	// WRITE_ZEROES with NO_HOLE writes.
@@ -75,7 +71,7 @@ func (s *session) perform(r *request, payload []byte, b *batch) {
 		s.fail(r, err, b)
 		return
 	}
-	b.simple(r.cookie, 0)
+	b.success(r)
 }
 
 func (s *session) flush() error {
@@ -103,9 +99,13 @@ func (s *session) write(p []byte, off int64) error {
 	return err
 }
 
-// writeZeros writes zeros as data: NO_HOLE asks for space that is taken.
+// writeZeros writes zeros as data: NO_HOLE asks for space that is taken. It
+// stops when nobody waits for it any more.
 func (s *session) writeZeros(off, n int64) error {
 	for n > 0 {
+		if s.gone() {
+			return context.Cause(s.ctx)
+		}
 		m := min(n, int64(len(zeros)))
 		if err := s.write(zeros[:m], off); err != nil {
 			return err
@@ -146,9 +146,9 @@ func (s *session) readAt(p []byte, off int64) (int, error) {
 func (s *session) read(r *request, b *batch) {
 	switch {
 	case r.n == 0 && s.structured:
-		b.chunk(r.cookie, chunkNone, chunkDone, 0, 0)
+		b.chunk(r, chunkNone, chunkDone, 0, 0)
 	case r.n == 0:
-		b.simple(r.cookie, 0)
+		b.simple(r, 0)
 	case !s.structured:
 		s.readSimple(r, b)
 	case r.flags&cmdFlagDF != 0 || r.n <= quickBytes:
@@ -165,7 +165,7 @@ func (s *session) readSimple(r *request, b *batch) {
 		s.fail(r, err, b)
 		return
 	}
-	b.simple(r.cookie, 0)
+	b.simple(r, 0)
 	b.attach(buf, int(r.n))
 }
 
@@ -195,7 +195,7 @@ func (s *session) readSparse(r *request, b *batch) {
 // why not further; then it is false.
 func (s *session) readRun(r *request, part run, done uint16, b *batch) bool {
 	if !part.data {
-		b.hole(r.cookie, done, part.off, part.n)
+		b.hole(r, done, part.off, part.n)
 		return true
 	}
 	buf := newBuffer(int(part.n))
@@ -204,18 +204,18 @@ func (s *session) readRun(r *request, part run, done uint16, b *batch) bool {
 	switch {
 	case err == nil && len(p) <= len(zeros) && bytes.Equal(p, zeros[:len(p)]):
 		buf.free()
-		b.hole(r.cookie, done, part.off, part.n)
+		b.hole(r, done, part.off, part.n)
 		return true
 	case err == nil:
-		b.data(r.cookie, done, part.off, buf, len(p))
+		b.data(r, done, part.off, buf, len(p))
 		return true
 	case n > 0:
-		b.data(r.cookie, 0, part.off, buf, n)
+		b.data(r, 0, part.off, buf, n)
 	default:
 		buf.free()
 	}
 	s.logFailure(r, err)
-	b.failureAt(r.cookie, errnoOf(err), err.Error(), part.off+int64(n))
+	b.failureAt(r, errnoOf(err), err.Error(), part.off+int64(n))
 	return false
 }
 
@@ -253,72 +253,6 @@ func (s *session) runs(space []run, off, n int64) []run {
 	return space
 }
 
-// blockStatus answers a BLOCK_STATUS for base:allocation. A reply that would
-// be too long ends early, which the protocol allows.
-func (s *session) blockStatus(r *request, b *batch) {
-	buf := newBuffer(statusBytes)
-	p := buf.b[:4]
-	binary.BigEndian.PutUint32(p, allocationID)
-	limit := statusBytes
-	if r.flags&cmdFlagReqOne != 0 {
-		limit = 4 + 8
-	}
-	p, err := s.describe(p, limit, int64(r.off), int64(r.n))
-	if err != nil {
-		buf.free()
-		s.fail(r, err, b)
-		return
-	}
-	b.chunk(r.cookie, chunkBlockStatus, chunkDone, 0, len(p))
-	b.attach(buf, len(p))
-}
-
-// describe appends descriptors of [off, off+n) to p until it has limit bytes.
-// Neighbours differ.
-func (s *session) describe(p []byte, limit int, off, n int64) ([]byte, error) {
-	const data, nothing = uint32(0), stateHole | stateZero
-	end, pos := off+n, off // described up to pos, with the last descriptor open
-	start, state := off, uint32(0)
-	closed := func(next uint32) bool { // the open descriptor, if it has to end
-		if pos > start && state != next {
-			p = binary.BigEndian.AppendUint32(p, uint32(pos-start))
-			p = binary.BigEndian.AppendUint32(p, state)
-			start = pos
-		}
-		state = next
-		return len(p) >= limit
-	}
-	extend := func(until int64, next uint32) bool {
-		if until <= pos {
-			return true
-		}
-		if closed(next) {
-			return false
-		}
-		pos = until
-		return true
-	}
-	for e, err := range s.device.Extents(off, n) {
-		if err != nil {
-			return nil, err
-		}
-		if e = e.Clip(off, n); e.Len == 0 {
-			continue
-		}
-		next := nothing
-		if e.Kind == layers.Data {
-			next = data
-		}
-		if !extend(e.Off, nothing) || !extend(e.End(), next) {
-			return p, nil
-		}
-	}
-	if extend(end, nothing) {
-		closed(^state)
-	}
-	return p, nil
-}
-
 // fail adds the reply to a request that the device failed.
 func (s *session) fail(r *request, err error, b *batch) {
 	s.logFailure(r, err)
@@ -328,9 +262,9 @@ func (s *session) fail(r *request, err error, b *batch) {
 // refuse adds a reply with an error. It has a text where the client reads one.
 func (s *session) refuse(r *request, why *refusal, b *batch) {
 	if s.structured {
-		b.failure(r.cookie, why.errno, why.text)
+		b.failure(r, why.errno, why.text)
 	} else {
-		b.simple(r.cookie, why.errno)
+		b.simple(r, why.errno)
 	}
 }
 

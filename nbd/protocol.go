@@ -3,7 +3,8 @@ package nbd
 import "github.com/pojntfx/go-nbd/pkg/protocol"
 
 // The names of this file are those of the NBD protocol document
-// (NetworkBlockDevice/nbd, doc/proto.md), whose sections the comments give.
+// (NetworkBlockDevice/nbd, doc/proto.md), whose sections the comments give;
+// those of extended headers are in its branch extension-ext-header.
 // Every number on the wire is big endian. The constants that go-nbd has come
 // from there; it lacks the rest.
 
@@ -48,6 +49,7 @@ const (
 	repErrUnknown  = protocol.NEGOTIATION_TYPE_REPLY_ERR_UNKNOWN
 	repErrShutdown = uint32(1<<31 | 7)
 	repErrTooBig   = uint32(1<<31 | 9)
+	repErrExtended = uint32(1<<31 | 10) // EXT_HEADER_REQD
 )
 
 // Information types of INFO and GO: "NBD_OPT_INFO".
@@ -70,6 +72,7 @@ const (
 	flagCanMultiConn    = protocol.NEGOTIATION_REPLY_FLAGS_CAN_MULTI_CONN
 	flagSendCache       = uint16(1 << 10)
 	flagSendFastZero    = uint16(1 << 11)
+	flagStatusPayload   = uint16(1 << 12) // only with extended headers
 )
 
 // Transmission magics: "Transmission".
@@ -77,6 +80,10 @@ const (
 	magicRequest    = protocol.TRANSMISSION_MAGIC_REQUEST
 	magicSimple     = protocol.TRANSMISSION_MAGIC_REPLY
 	magicStructured = uint32(0x668e33ef)
+
+	// With extended headers these two replace the three above.
+	magicExtendedRequest = uint32(0x21e41c71)
+	magicExtendedReply   = uint32(0x6e8a278c)
 )
 
 // Commands: "Request types".
@@ -98,6 +105,7 @@ const (
 	cmdFlagDF       = uint16(1 << 2) // READ: one content chunk
 	cmdFlagReqOne   = uint16(1 << 3) // BLOCK_STATUS: one extent
 	cmdFlagFastZero = uint16(1 << 4) // WRITE_ZEROES: fail rather than write the zeros
+	cmdFlagPayload  = uint16(1 << 5) // PAYLOAD_LEN: the length is that of a payload
 )
 
 // Reply chunks: "Structured reply types" and "Structured reply flags".
@@ -106,6 +114,7 @@ const (
 	chunkOffsetData  = uint16(1)
 	chunkOffsetHole  = uint16(2)
 	chunkBlockStatus = uint16(5)
+	chunkStatusExt   = uint16(6) // BLOCK_STATUS_EXT, with extended headers
 	chunkError       = uint16(1<<15 | 1)
 	chunkErrorOffset = uint16(1<<15 | 2)
 
@@ -135,6 +144,7 @@ const (
 	lenRequest      = 28      // magic, flags, type, cookie, offset, length
 	lenSimple       = 16      // magic, error, cookie
 	lenChunk        = 20      // magic, flags, type, cookie, length
+	lenExtended     = 32      // magic, flags, type, cookie, offset, length; both ways
 	lenExportReply  = 10      // size, transmission flags
 	lenExportPad    = 124     // zeros after it, unless NO_ZEROES
 	maxString       = 4 << 10 // "Values": a string has at most 4096 bytes
@@ -147,8 +157,5 @@ const (
 	maxPayload     = 32 << 20 // of one READ or WRITE; the document asks for 32 MiB at least
 )
 
-// allocation is the one metadata context, and its number once selected.
-const (
-	allocation   = "base:allocation"
-	allocationID = 1
-)
+// allocation is the metadata context that every export has.
+const allocation = "base:allocation"

@@ -1,30 +1,43 @@
 package nbd
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"math/bits"
+)
 
-// A request is the header of one request.
+// A request is the header of one request, compact or extended.
 //
-//	magic 32 | flags 16 | command 16 | cookie 64 | offset 64 | length 32
+//	magic 32 | flags 16 | command 16 | cookie 64 | offset 64 | length 32 or 64
 //
-// A WRITE is followed by length bytes of payload; nothing else is.
+// In the compact form a WRITE is followed by length bytes of payload, and
+// nothing else is. In the extended form PAYLOAD_LEN says whether the length is
+// that of a payload or the number of bytes to act on.
 type request struct {
 	flags, cmd uint16
+	extended   bool   // the form, of the reply too
+	contexts   uint32 // BLOCK_STATUS: bit i asks for session.contexts[i]
 	cookie     uint64 // the client's own, given back in the reply
 	off        uint64 // bytes
-	n          uint32 // bytes
+	n          uint64 // bytes
 }
 
-// parseRequest decodes the lenRequest bytes of p. It is false if the magic is
-// wrong, which leaves no way to find the next request.
-func parseRequest(p []byte) (request, bool) {
+// parseRequest decodes the header in p, which has the length of its form. It is
+// false if the magic is wrong, which leaves no way to find the next request.
+func parseRequest(p []byte, extended bool) (request, bool) {
 	_ = p[lenRequest-1]
-	return request{
-		flags:  binary.BigEndian.Uint16(p[4:]),
-		cmd:    binary.BigEndian.Uint16(p[6:]),
-		cookie: binary.BigEndian.Uint64(p[8:]),
-		off:    binary.BigEndian.Uint64(p[16:]),
-		n:      binary.BigEndian.Uint32(p[24:]),
-	}, binary.BigEndian.Uint32(p) == magicRequest
+	r := request{
+		flags:    binary.BigEndian.Uint16(p[4:]),
+		cmd:      binary.BigEndian.Uint16(p[6:]),
+		extended: extended,
+		cookie:   binary.BigEndian.Uint64(p[8:]),
+		off:      binary.BigEndian.Uint64(p[16:]),
+	}
+	if extended {
+		r.n = binary.BigEndian.Uint64(p[24:])
+		return r, binary.BigEndian.Uint32(p) == magicExtendedRequest
+	}
+	r.n = uint64(binary.BigEndian.Uint32(p[24:]))
+	return r, binary.BigEndian.Uint32(p) == magicRequest
 }
 
 // changes says whether the request changes bytes of the device.
@@ -32,9 +45,10 @@ func (r *request) changes() bool {
 	return r.cmd == cmdWrite || r.cmd == cmdTrim || r.cmd == cmdWriteZeroes
 }
 
-// payload is the number of bytes that follow the request.
+// payload is the number of bytes that follow the request; in the extended form
+// session.accept has bounded it.
 func (r *request) payload() int64 {
-	if r.cmd == cmdWrite {
+	if r.extended && r.flags&cmdFlagPayload != 0 || !r.extended && r.cmd == cmdWrite {
 		return int64(r.n)
 	}
 	return 0
@@ -46,7 +60,7 @@ func (r *request) reply() int64 {
 	case cmdRead:
 		return int64(r.n)
 	case cmdBlockStatus:
-		return statusBytes
+		return statusBytes * int64(bits.OnesCount32(r.contexts))
 	}
 	return 0
 }
@@ -61,6 +75,8 @@ var (
 	refusedSpace    = &refusal{errnoNoSpace, "the range goes beyond the end of the export"}
 	refusedLarge    = &refusal{errnoInval, "more than 33554432 bytes in one request"}
 	refusedContext  = &refusal{errnoInval, "no metadata context was selected for this export"}
+	refusedFilter   = &refusal{errnoInval, "the metadata contexts asked for are not some of those that were selected, each once"}
+	refusedPayload  = &refusal{errnoInval, "a write without a payload"}
 	refusedEmpty    = &refusal{errnoInval, "a block status of nothing"}
 	refusedFastZero = &refusal{errnoNotSup, "zeros cannot be written fast without making a hole"}
 )
@@ -84,12 +100,17 @@ func (s *session) check(r *request) *refusal {
 		return refusedCommand
 	}
 	allowed := commandFlags[r.cmd]
-	if r.cmd == cmdRead && s.structured {
+	switch {
+	case r.cmd == cmdRead && s.structured:
 		allowed |= cmdFlagDF
+	case r.cmd == cmdWrite && r.extended:
+		allowed |= cmdFlagPayload
 	}
 	switch {
 	case r.flags&^allowed != 0:
 		return refusedFlag
+	case r.cmd == cmdWrite && r.extended && r.flags&cmdFlagPayload == 0:
+		return refusedPayload
 	case s.late.Load():
 		return refusedLate
 	case r.changes() && s.readOnly:
@@ -103,8 +124,10 @@ func (s *session) check(r *request) *refusal {
 		return refusedRange
 	case (r.cmd == cmdRead || r.cmd == cmdWrite) && r.n > maxPayload:
 		return refusedLarge
-	case r.cmd == cmdBlockStatus && !s.allocation:
+	case r.cmd == cmdBlockStatus && len(s.contexts) == 0:
 		return refusedContext
+	case r.cmd == cmdBlockStatus && r.contexts == 0:
+		return refusedFilter
 	case r.cmd == cmdBlockStatus && r.n == 0:
 		return refusedEmpty
 	case r.flags&(cmdFlagFastZero|cmdFlagNoHole) == cmdFlagFastZero|cmdFlagNoHole:
@@ -117,9 +140,9 @@ func (s *session) check(r *request) *refusal {
 // the protocol has no message for that, but there are clients that learn of it
 // in other ways.
 func (s *session) beyond(r *request) bool {
-	if r.off <= s.size && uint64(r.n) <= s.size-r.off {
+	if r.off <= s.size && r.n <= s.size-r.off {
 		return false
 	}
 	s.size = max(s.size, uint64(max(s.device.Size(), 0)))
-	return r.off > s.size || uint64(r.n) > s.size-r.off
+	return r.off > s.size || r.n > s.size-r.off
 }

@@ -26,7 +26,7 @@ type task struct {
 
 // conflicts says whether the order of r and s matters.
 func (r *request) conflicts(s *request) bool {
-	return (r.changes() || s.changes()) && r.off < s.off+uint64(s.n) && s.off < r.off+uint64(r.n)
+	return (r.changes() || s.changes()) && r.off < s.off+s.n && s.off < r.off+r.n
 }
 
 // A schedule runs the tasks of one connection. Its reader alone calls add,

@@ -43,8 +43,9 @@ type session struct {
 	tasks  schedule
 
 	// Agreed in the handshake.
-	structured bool // structured replies
-	allocation bool // base:allocation is selected
+	structured bool      // structured replies
+	extended   bool      // extended headers; structured is true then
+	contexts   []Context // selected for the export; the number of each is its index + 1
 	export     *Export
 	device     Device
 	size       uint64 // bytes, of the device when it was last asked
@@ -135,8 +136,12 @@ var errProtocol = errors.New("protocol breach")
 // Shutdown has let the last one finish.
 func (s *session) transmit() error {
 	closing := false
+	head := lenRequest
+	if s.extended {
+		head = lenExtended
+	}
 	for {
-		if err := s.in.need(lenRequest); err != nil {
+		if err := s.in.need(head); err != nil {
 			if s.late.Load() && !closing && errors.Is(err, os.ErrDeadlineExceeded) {
 				closing = true
 				s.conn.SetReadDeadline(time.Time{})
@@ -149,7 +154,7 @@ func (s *session) transmit() error {
 			return err
 		}
 		var ok bool
-		if s.request, ok = parseRequest(s.in.take(lenRequest)); !ok {
+		if s.request, ok = parseRequest(s.in.take(head), s.extended); !ok {
 			return fmt.Errorf("%w: a request without its magic", errProtocol)
 		}
 		if s.request.cmd == cmdDisc {
@@ -163,6 +168,14 @@ func (s *session) transmit() error {
 
 // accept refuses, serves or schedules one request.
 func (s *session) accept(r *request) error {
+	if r.extended && r.flags&cmdFlagPayload != 0 && r.n > maxPayload {
+		return fmt.Errorf("%w: a payload of %d bytes", errProtocol, r.n)
+	}
+	if r.cmd == cmdBlockStatus {
+		if err := s.takeFilter(r); err != nil {
+			return err
+		}
+	}
 	if why := s.check(r); why != nil {
 		if err := s.in.skip(r.payload()); err != nil {
 			return err

@@ -63,6 +63,6 @@ func (s *session) stream(r *request) error {
 		s.fail(r, failed, s.room())
 		return nil
 	}
-	s.room().simple(r.cookie, 0)
+	s.room().success(r)
 	return nil
 }

@@ -88,6 +88,7 @@ func TestStructuredReplies(t *testing.T) {
 		}},
 	} {
 		t.Run(s.id, func(t *testing.T) { s.test(t, b.structuredTransmission(t, "main")) })
+		t.Run("extended/"+s.id, func(t *testing.T) { s.test(t, b.extendedTransmission(t, "main")) })
 	}
 }
 
@@ -167,12 +168,31 @@ func (c *rawClient) status(flags uint16, off uint64, n uint32) [][2]uint32 {
 	c.Helper()
 	c.request(cmdStatus, flags, 6, off, n)
 	chunks := c.chunks(6)
-	if len(chunks) != 1 || chunks[0].kind != chunkStatus || len(chunks[0].data)%8 != 4 { // B01: one chunk a context
+	if len(chunks) != 1 { // B01: one chunk a context
 		c.Fatalf("BLOCK_STATUS: %v", chunks)
 	}
 	var all [][2]uint32
-	for p := chunks[0].data[4:]; len(p) > 0; p = p[8:] {
-		all = append(all, [2]uint32{be32(p), be32(p[4:])})
+	for _, e := range c.extents(chunks[0]) {
+		all = append(all, [2]uint32{uint32(e[0]), uint32(e[1])})
+	}
+	return all
+}
+
+// extents are the descriptors of a chunk of block status in the form that was
+// agreed on.
+func (c *rawClient) extents(k chunk) (all [][2]uint64) {
+	c.Helper()
+	switch {
+	case !c.extended && k.kind == chunkStatus && len(k.data)%8 == 4:
+		for p := k.data[4:]; len(p) > 0; p = p[8:] {
+			all = append(all, [2]uint64{uint64(be32(p)), uint64(be32(p[4:]))})
+		}
+	case c.extended && k.kind == chunkStatusExt && len(k.data)%16 == 8 && int(be32(k.data[4:])) == len(k.data)/16:
+		for p := k.data[8:]; len(p) > 0; p = p[16:] {
+			all = append(all, [2]uint64{be64(p), be64(p[8:])})
+		}
+	default:
+		c.Fatalf("BLOCK_STATUS: %+v", k)
 	}
 	return all
 }
@@ -184,10 +204,10 @@ func TestBlockStatus(t *testing.T) {
 	b.main.WriteZeroes(96<<10, 32<<10)
 	for _, s := range []struct {
 		id   string
-		test func(t *testing.T)
+		test func(t *testing.T, transmission func(testing.TB, string) *rawClient)
 	}{
-		{"B01 B05 extents cover the range and tell data from zeros", func(t *testing.T) {
-			c := b.structuredTransmission(t, "main")
+		{"B01 B05 extents cover the range and tell data from zeros", func(t *testing.T, transmission func(testing.TB, string) *rawClient) {
+			c := transmission(t, "main")
 			want := [][2]uint32{{64 << 10, 3}, {32 << 10, 0}, {32 << 10, 3}, {64 << 10, 0}, {mainSize - 192<<10, 3}}
 			if got := c.status(0, 0, mainSize); !equal(got, want) {
 				t.Errorf("got %v, want %v", got, want)
@@ -197,8 +217,8 @@ func TestBlockStatus(t *testing.T) {
 				t.Errorf("unaligned: got %v, want %v", got, want)
 			}
 		}},
-		{"B02 REQ_ONE gives one extent", func(t *testing.T) {
-			c := b.structuredTransmission(t, "main")
+		{"B02 REQ_ONE gives one extent", func(t *testing.T, transmission func(testing.TB, string) *rawClient) {
+			c := transmission(t, "main")
 			for off, want := range map[uint64][2]uint32{0: {64 << 10, 3}, 64 << 10: {32 << 10, 0}, 70_000: {98304 - 70_000, 0}} {
 				if got := c.status(fReqOne, off, 1<<20); len(got) != 1 || got[0] != want {
 					t.Errorf("at %d: %v, want %v", off, got, want)
@@ -208,13 +228,13 @@ func TestBlockStatus(t *testing.T) {
 				t.Errorf("short request: %v", got)
 			}
 		}},
-		{"B03 past the end", func(t *testing.T) {
-			c := b.structuredTransmission(t, "main")
+		{"B03 past the end", func(t *testing.T, transmission func(testing.TB, string) *rawClient) {
+			c := transmission(t, "main")
 			c.expect(eINVAL, cmdStatus, 0, mainSize-512, 1024)
 			c.expect(eINVAL, cmdStatus, 0, 0, 0)
 			c.alive()
 		}},
-		{"B04 without a context", func(t *testing.T) {
+		{"B04 without a context", func(t *testing.T, _ func(testing.TB, string) *rawClient) {
 			c := b.transmission(t, "main")
 			c.expect(eINVAL, cmdStatus, 0, 0, 4096)
 			c = b.dial(t).greet(3)
@@ -223,7 +243,7 @@ func TestBlockStatus(t *testing.T) {
 			c.expect(eINVAL, cmdStatus, 0, 0, 4096)
 			c.alive()
 		}},
-		{"B06 a context of another export", func(t *testing.T) {
+		{"B06 a context of another export", func(t *testing.T, _ func(testing.TB, string) *rawClient) {
 			c := b.dial(t).greet(3)
 			c.agreeStructured()
 			c.acked(optSetMeta, metaArgs("ro", "base:allocation"))
@@ -231,7 +251,7 @@ func TestBlockStatus(t *testing.T) {
 			c.expect(eINVAL, cmdStatus, 0, 0, 4096)
 			c.alive()
 		}},
-		{"B07 a failed or empty SET_META_CONTEXT clears", func(t *testing.T) {
+		{"B07 a failed or empty SET_META_CONTEXT clears", func(t *testing.T, _ func(testing.TB, string) *rawClient) {
 			for _, args := range [][]byte{metaArgs("main"), metaArgs("main", "base:none"), metaArgs("nope", "base:allocation"), {1}} {
 				c := b.dial(t).greet(3)
 				c.agreeStructured()
@@ -242,7 +262,8 @@ func TestBlockStatus(t *testing.T) {
 			}
 		}},
 	} {
-		t.Run(s.id, s.test)
+		t.Run(s.id, func(t *testing.T) { s.test(t, b.structuredTransmission) })
+		t.Run("extended/"+s.id, func(t *testing.T) { s.test(t, b.extendedTransmission) })
 	}
 }
 
