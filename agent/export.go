@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"sync"
@@ -25,7 +26,13 @@ type Export struct {
 	Description string
 	Layer       layers.Layer // a *layers.Volume if Writable; not to be closed but by Close
 	Writable    bool
-	close       func() error
+
+	// Depths yields how deep in the stack of layers the bytes of [off, off+n)
+	// lie, as layers.Volume.Depths says.
+	Depths func(off, n int64) iter.Seq2[layers.Run, error]
+	Since  []Since // the volume's other snapshots, oldest first
+
+	close func() error
 }
 
 // Close ends the use of the export. Only the first call counts.
@@ -119,9 +126,15 @@ func (a *Agent) OpenExport(ctx context.Context, name string) (*Export, error) {
 		return a.exportSnapshot(name, volumes, snapshots)
 	}
 	pid, _ := ctx.Value(peerKey{}).(int)
-	return a.exportVolume(name, Attachment{
+	e, err := a.exportVolume(name, Attachment{
 		ID: layers.NewID(), Export: name, PID: pid, Process: freeze.Host{}.Process(pid), Since: time.Now().UTC(),
 	})
+	if err != nil {
+		return nil, err
+	}
+	data := e.Layer.(*layers.Volume)
+	e.tellHistory(data, data.ID(), layers.ID{}, snapshots)
+	return e, nil
 }
 
 // exportVolume opens a volume for reading and writing, which makes it in use by
@@ -171,7 +184,9 @@ func (a *Agent) exportSnapshot(ref string, volumes []catalog.Volume, snapshots [
 	if err != nil {
 		return nil, err
 	}
-	return &Export{Name: ref, Description: describeSnapshot(s, record.Name), Layer: view, close: done}, nil
+	e := &Export{Name: ref, Description: describeSnapshot(s, record.Name), Layer: view, close: done}
+	e.tellHistory(view.Volume(), s.VolumeID, s.ID, snapshots)
+	return e, nil
 }
 
 // openSnapshot opens a snapshot for reading and keeps it from being deleted

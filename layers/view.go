@@ -150,6 +150,9 @@ func (w *View) Close() error {
 	return first
 }
 
+// Volume is what it is a view of.
+func (w *View) Volume() *Volume { return w.v }
+
 // Size is the volume's size at the boundary, in bytes.
 func (w *View) Size() int64 { return w.size }
 

@@ -210,7 +210,10 @@ func (d *daemon) openExport(ctx context.Context, name string) (*nbd.Export, erro
 	if err != nil {
 		return nil, err
 	}
-	return &nbd.Export{Name: e.Name, Description: e.Description, Device: deviceOf(e), ReadOnly: !e.Writable, Close: e.Close}, nil
+	return &nbd.Export{
+		Name: e.Name, Description: e.Description, Device: deviceOf(e), ReadOnly: !e.Writable,
+		Contexts: contextsOf(e), Close: e.Close,
+	}, nil
 }
 
 // nbdAddresses are the places where NBD clients can connect, for people.
