@@ -53,6 +53,7 @@ type Client struct {
 
 	conn  net.Conn
 	in    *bufio.Reader
+	cork  *corked       // below conn, if it is encrypted
 	slots chan struct{} // one for each request in flight
 	out   chan *clientCall
 	dead  chan struct{} // closed once err is set
@@ -99,7 +100,7 @@ func Dial(ctx context.Context, uri string, o ClientOptions) (*Client, error) {
 	}
 	conn.SetDeadline(time.Now().Add(o.Timeout)) // a socket takes any deadline
 	interrupt := context.AfterFunc(ctx, func() { conn.Close() })
-	err = c.shake(address.Export)
+	err = c.shake(ctx, address)
 	if !interrupt() && err == nil {
 		err = ctx.Err()
 	}

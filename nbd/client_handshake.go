@@ -1,6 +1,8 @@
 package nbd
 
 import (
+	"context"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -14,15 +16,14 @@ import (
 // What the client allows a server in a handshake.
 const (
 	magicOldstyle   = uint64(0x00420281861253) // "Oldstyle negotiation"
-	repErrTLSReqd   = uint32(1<<31 | 5)        // "Option reply types"
-	repErrBlockSize = uint32(1<<31 | 8)
-	maxOptionReply  = 64 << 10 // bytes of data
-	maxReplies      = 256      // to one option
+	repErrBlockSize = uint32(1<<31 | 8)        // "Option reply types"
+	maxOptionReply  = 64 << 10                 // bytes of data
+	maxReplies      = 256                      // to one option
 )
 
 // shake negotiates everything up to the transmission: the newest that both
 // sides speak, with every fallback that the protocol document names.
-func (c *Client) shake(export string) error {
+func (c *Client) shake(ctx context.Context, a Address) error {
 	var greeting [18]byte
 	if err := c.read(greeting[:]); err != nil {
 		return fmt.Errorf("greeting: %w", err)
@@ -44,16 +45,44 @@ func (c *Client) shake(export string) error {
 	if _, err := c.conn.Write(binary.BigEndian.AppendUint32(nil, uint32(agreed))); err != nil {
 		return err
 	}
+	if a.TLS {
+		if err := c.startTLS(ctx, a); err != nil {
+			return err
+		}
+	}
 	if err := c.agreeStructured(); err != nil {
 		return err
 	}
-	if err := c.agreeAllocation(export); err != nil {
+	if err := c.agreeAllocation(a.Export); err != nil {
 		return err
 	}
-	if err := c.enterExport(export, agreed&flagNoZeroes != 0); err != nil {
+	if err := c.enterExport(a.Export, agreed&flagNoZeroes != 0); err != nil {
 		return err
 	}
 	return c.checkExport()
+}
+
+// startTLS goes over to TLS. There is no going on without: who asked for it does
+// not want to be talked out of it.
+func (c *Client) startTLS(ctx context.Context, a Address) error {
+	config, err := clientTLS(a)
+	if err != nil {
+		return err
+	}
+	if err := c.option(optStartTLS, nil, nil); err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	if c.in.Buffered() > 0 {
+		return fmt.Errorf("%w: bytes in plain text behind the answer to STARTTLS", errBreach)
+	}
+	c.cork = &corked{Conn: c.conn}
+	secure := tls.Client(c.cork, config)
+	if err := secure.HandshakeContext(ctx); err != nil {
+		return fmt.Errorf("TLS: %w", err)
+	}
+	c.conn = secure
+	c.in.Reset(secure)
+	return nil
 }
 
 // agreeStructured asks for structured replies. A server may refuse.
@@ -254,7 +283,7 @@ func (r *optionRefusal) Error() string {
 	case repErrUnknown:
 		return "the server has no such export" + said
 	case repErrTLSReqd:
-		return "the server wants TLS, which is not supported: use a tunnel, or a server without" + said
+		return "the server wants TLS: use nbds:// or nbds+unix://" + said
 	case repErrPolicy:
 		return "the server refuses" + said
 	case repErrShutdown:

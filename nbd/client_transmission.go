@@ -67,7 +67,7 @@ func (c *Client) send() {
 				pieces = append(pieces, call.payload)
 			}
 		}
-		if _, err := pieces.WriteTo(c.conn); err != nil {
+		if err := c.write(&pieces); err != nil {
 			c.fail(fmt.Errorf("send a request: %w", err))
 			return
 		}
@@ -75,6 +75,18 @@ func (c *Client) send() {
 			close(call.sent)
 		}
 	}
+}
+
+// write sends the pieces, together if the connection can.
+func (c *Client) write(pieces *net.Buffers) error {
+	if c.cork != nil {
+		c.cork.cork()
+	}
+	_, err := pieces.WriteTo(c.conn)
+	if c.cork != nil && err == nil {
+		err = c.cork.uncork()
+	}
+	return err
 }
 
 func (call *clientCall) head(p []byte) []byte {

@@ -16,6 +16,11 @@ type Address struct {
 	Network string // "unix" or "tcp"
 	Host    string // the socket's path, or HOST:PORT
 	Export  string // empty for the default export
+
+	TLS          bool   // encrypted or not at all
+	Certificates string // folder with the files of TLS; empty: the system's authorities
+	ServerName   string // that the server's certificate must have
+	Unverified   bool   // any certificate will do
 }
 
 // IsURI reports whether s looks like the address of an export, also of a kind
@@ -33,12 +38,19 @@ func IsURI(s string) bool {
 // are those of the NBD URI specification (NetworkBlockDevice/nbd, doc/uri.md),
 // the others QEMU's own.
 //
-//	nbd+unix:///EXPORT?socket=PATH
-//	nbd://HOST[:PORT]/EXPORT
+//	nbd+unix:///EXPORT?socket=PATH   nbds+unix:///EXPORT?socket=PATH
+//	nbd://HOST[:PORT]/EXPORT         nbds://HOST[:PORT]/EXPORT
 //	nbd:unix:PATH[:exportname=EXPORT]
 //	nbd:HOST:PORT[:exportname=EXPORT]
 //
-// What it does not understand it refuses, above all what asks for encryption.
+// The forms with nbds are encrypted. They may have these parameters, which are
+// libnbd's:
+//
+//	tls-certificates=DIR   folder with ca-cert.pem, client-cert.pem, client-key.pem
+//	tls-hostname=NAME      that the server's certificate must have; HOST or localhost
+//	tls-verify-peer=false  take any certificate
+//
+// What it does not understand it refuses.
 func ParseURI(s string) (Address, error) {
 	a, err := parseURI(s)
 	switch {
@@ -63,9 +75,7 @@ func parseURI(s string) (Address, error) {
 		return Address{}, err
 	}
 	switch u.Scheme {
-	case "nbd", "nbd+unix":
-	case "nbds", "nbds+unix":
-		return Address{}, fmt.Errorf("TLS is not supported: use nbd or nbd+unix, through a tunnel if the network is not trusted")
+	case "nbd", "nbd+unix", "nbds", "nbds+unix":
 	default:
 		return Address{}, fmt.Errorf("scheme %q is not supported: use nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH", u.Scheme)
 	}
@@ -76,30 +86,62 @@ func parseURI(s string) (Address, error) {
 	if err != nil {
 		return Address{}, err
 	}
-	socket := query.Get("socket")
-	for name := range query {
-		if name != "socket" {
-			return Address{}, fmt.Errorf("parameter %q is not supported", name)
-		}
+	scheme, overUnix := strings.CutSuffix(u.Scheme, "+unix")
+	a := Address{Export: strings.TrimPrefix(u.Path, "/"), TLS: scheme == "nbds"}
+	if err := a.takeParameters(query); err != nil {
+		return Address{}, err
 	}
-	export := strings.TrimPrefix(u.Path, "/")
+	socket := query.Get("socket")
 	switch {
-	case u.Scheme == "nbd" && socket != "":
-		return Address{}, fmt.Errorf("a socket goes with nbd+unix")
-	case u.Scheme == "nbd" && u.Hostname() == "":
-		return Address{}, fmt.Errorf("the host is missing: nbd://HOST:PORT/EXPORT")
-	case u.Scheme == "nbd":
+	case !overUnix && socket != "":
+		return Address{}, fmt.Errorf("a socket goes with %s+unix", scheme)
+	case !overUnix && u.Hostname() == "":
+		return Address{}, fmt.Errorf("the host is missing: %s://HOST:PORT/EXPORT", scheme)
+	case !overUnix:
 		port := u.Port()
 		if port == "" {
 			port = DefaultPort
 		}
-		return Address{"tcp", net.JoinHostPort(u.Hostname(), port), export}, nil
+		a.Network, a.Host = "tcp", net.JoinHostPort(u.Hostname(), port)
+		return a.named(u.Hostname()), nil
 	case u.Host != "":
-		return Address{}, fmt.Errorf("host %q with a unix socket: write three slashes, nbd+unix:///EXPORT?socket=PATH", u.Host)
+		return Address{}, fmt.Errorf("host %q with a unix socket: write three slashes, %s:///EXPORT?socket=PATH", u.Host, u.Scheme)
 	case socket == "":
-		return Address{}, fmt.Errorf("the socket is missing: nbd+unix:///EXPORT?socket=PATH")
+		return Address{}, fmt.Errorf("the socket is missing: %s:///EXPORT?socket=PATH", u.Scheme)
 	}
-	return Address{"unix", socket, export}, nil
+	a.Network, a.Host = "unix", socket
+	return a.named("localhost"), nil
+}
+
+// takeParameters takes those of TLS, and refuses what is unknown.
+func (a *Address) takeParameters(query url.Values) error {
+	for name := range query {
+		value := query.Get(name)
+		switch {
+		case name == "socket":
+		case !a.TLS && strings.HasPrefix(name, "tls-"):
+			return fmt.Errorf("parameter %q goes with nbds and nbds+unix", name)
+		case name == "tls-certificates" && value != "":
+			a.Certificates = value
+		case name == "tls-hostname" && value != "":
+			a.ServerName = value
+		case name == "tls-verify-peer" && (value == "true" || value == "false"):
+			a.Unverified = value == "false"
+		case strings.HasPrefix(name, "tls-"):
+			return fmt.Errorf("parameter %s=%s is not supported", name, value)
+		default:
+			return fmt.Errorf("parameter %q is not supported", name)
+		}
+	}
+	return nil
+}
+
+// named is a with the name of the server, unless a parameter gave one.
+func (a Address) named(host string) Address {
+	if a.TLS && a.ServerName == "" {
+		a.ServerName = host
+	}
+	return a
 }
 
 // parseLegacy reads what follows "nbd:" in QEMU's older forms.
@@ -109,11 +151,11 @@ func parseLegacy(s string) (Address, error) {
 		if path == "" {
 			return Address{}, fmt.Errorf("the socket is missing: nbd:unix:PATH")
 		}
-		return Address{"unix", path, export}, nil
+		return Address{Network: "unix", Host: path, Export: export}, nil
 	}
 	host, port, err := net.SplitHostPort(where)
 	if err != nil || host == "" || port == "" {
 		return Address{}, fmt.Errorf("want nbd://HOST:PORT/EXPORT or nbd+unix:///EXPORT?socket=PATH")
 	}
-	return Address{"tcp", net.JoinHostPort(host, port), export}, nil
+	return Address{Network: "tcp", Host: net.JoinHostPort(host, port), Export: export}, nil
 }

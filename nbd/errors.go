@@ -41,6 +41,8 @@ func optionError(err error) uint32 {
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
 		return repErrUnknown
+	case errors.Is(err, ErrTLSRequired):
+		return repErrTLSReqd
 	case errors.Is(err, errShutdown), errors.Is(err, layers.ErrClosed), errors.Is(err, fs.ErrClosed):
 		return repErrShutdown
 	}

@@ -64,7 +64,7 @@ func (h *handshake) greet() error {
 	p = binary.BigEndian.AppendUint64(p, magicServer)
 	p = binary.BigEndian.AppendUint64(p, magicOption)
 	p = binary.BigEndian.AppendUint16(p, flagFixedNewstyle|flagNoZeroes)
-	if _, err := h.conn.Write(p); err != nil {
+	if err := h.write(p); err != nil {
 		return err
 	}
 	if err := h.in.need(4); err != nil {
@@ -90,7 +90,11 @@ func (h *handshake) option() (bool, error) {
 		return false, fmt.Errorf("%w: an option without its magic", errProtocol)
 	}
 	option, n := binary.BigEndian.Uint32(p[8:]), binary.BigEndian.Uint32(p[12:])
+	plain := h.plainRefused(option)
 	if option == optExportName {
+		if plain {
+			return false, fmt.Errorf("%w: EXPORT_NAME without TLS", errProtocol)
+		}
 		return true, h.exportName(n)
 	}
 	h.reply = h.reply[:0]
@@ -102,22 +106,36 @@ func (h *handshake) option() (bool, error) {
 	switch {
 	case int(n) != len(data):
 		err = errTooBig
+	case plain:
+		err = ErrTLSRequired
 	case h.late.Load():
 		err = errShutdown
 	default:
 		done, err = h.answer(option, data)
 	}
+	if errors.Is(err, errProtocol) {
+		return false, err
+	}
 	if err != nil && err != errAborted {
 		h.answerError(option, err)
 		err = nil
 	}
-	if _, werr := h.conn.Write(h.reply); werr != nil {
+	if werr := h.write(h.reply); werr != nil {
 		if done {
 			h.closeExport(h.export)
 		}
 		return false, werr
 	}
 	return done, err
+}
+
+// write sends p, encrypted if TLS has begun.
+func (h *handshake) write(p []byte) error {
+	if len(p) == 0 {
+		return nil
+	}
+	_, err := h.out.conn.Write(p)
+	return err
 }
 
 // optionData reads the data of an option, or over it if it is too long or
@@ -158,7 +176,7 @@ func (h *handshake) answer(option uint32, data []byte) (bool, error) {
 	case optListMetaContext, optSetMetaContext:
 		return false, h.metaContext(option, data)
 	case optStartTLS:
-		return false, fmt.Errorf("%w: this server has no TLS", errors.ErrUnsupported)
+		return false, h.startTLS(data)
 	}
 	return false, errors.ErrUnsupported
 }
@@ -317,7 +335,7 @@ func (h *handshake) exportName(n uint32) error {
 	if !h.noZeroes {
 		p = append(p, make([]byte, lenExportPad)...)
 	}
-	if _, err := h.conn.Write(p); err != nil {
+	if err := h.write(p); err != nil {
 		h.closeExport(h.export)
 		return err
 	}

@@ -26,6 +26,7 @@ const maxAhead = 512 << 10
 type outbox struct {
 	conn  net.Conn
 	raw   syscall.RawConn // nil if conn is no socket; then there is no writev
+	cork  *corked         // of conn, if it is encrypted
 	limit int64           // bytes
 
 	mu      sync.Mutex
@@ -259,6 +260,14 @@ func (o *outbox) advance(n int) {
 
 // writePlain sends over a connection that has no descriptor.
 func (o *outbox) writePlain() {
+	if o.cork != nil {
+		o.cork.cork()
+		defer func() {
+			if err := o.cork.uncork(); err != nil && o.writeErr == nil {
+				o.writeErr = err
+			}
+		}()
+	}
 	for _, v := range o.left {
 		if _, err := o.conn.Write(unsafe.Slice(v.Base, v.Len)); err != nil {
 			o.writeErr = err
@@ -266,6 +275,12 @@ func (o *outbox) writePlain() {
 		}
 	}
 	o.left = nil
+}
+
+// secure goes over to an encrypted connection, before anything is sent. Only
+// the reader calls it.
+func (o *outbox) secure(conn net.Conn, cork *corked) {
+	o.conn, o.raw, o.cork = conn, nil, cork
 }
 
 // handOver makes the outbox's goroutine the sender. Only the reader, which

@@ -3,6 +3,7 @@ package nbd
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"log/slog"
 	"net"
@@ -25,6 +26,13 @@ type Server struct {
 	// ConnContext may add to the context of a new connection, which List and
 	// Open get. Nil adds nothing.
 	ConnContext func(ctx context.Context, conn net.Conn) context.Context
+
+	// TLS, if it is not nil, is offered to clients: ServerTLS makes one.
+	TLS *tls.Config
+
+	// RequireTLS says whether a connection must begin with TLS. Nil, or without
+	// TLS, none must.
+	RequireTLS func(conn net.Conn) bool
 
 	// Log gets what cannot be answered to a client. Nil is slog.Default().
 	Log *slog.Logger

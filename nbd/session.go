@@ -3,6 +3,7 @@ package nbd
 import (
 	"cmp"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -36,7 +37,8 @@ const (
 type session struct {
 	server *Server
 	ctx    context.Context // ends when the connection is torn down
-	conn   net.Conn
+	conn   net.Conn        // the socket
+	secure *tls.Conn       // over conn, once TLS has begun
 	log    *slog.Logger
 	in     *input
 	out    outbox
@@ -63,10 +65,10 @@ type session struct {
 func newSession(ctx context.Context, server *Server, conn net.Conn) *session {
 	s := &session{
 		server: server,
-		ctx:    ctx,
 		conn:   conn,
 		log:    server.log().With("client", clientName(conn)),
 	}
+	s.ctx = context.WithValue(ctx, sessionKey{}, s)
 	s.in = newInput(conn)
 	s.out.init(conn, server.inFlight())
 	s.tasks.init(s.serveTask)
@@ -84,7 +86,7 @@ func clientName(conn net.Conn) string {
 // run serves the connection until it ends, and closes it.
 func (s *session) run() {
 	defer s.in.free()
-	defer s.conn.Close()
+	defer s.close()
 	s.conn.SetDeadline(time.Now().Add(s.server.handshakeTimeout()))
 	if err := s.negotiate(); err != nil {
 		s.logEnd("nbd: handshake ended", err)
@@ -93,6 +95,14 @@ func (s *session) run() {
 	}
 	s.conn.SetDeadline(time.Time{})
 	s.serve()
+}
+
+// close takes leave of the client, as far as TLS has a way to.
+func (s *session) close() {
+	if s.secure != nil {
+		s.secure.Close()
+	}
+	s.conn.Close()
 }
 
 // serve is the transmission and what comes after it. It returns why it ended,
