@@ -69,6 +69,69 @@ func TestCheckFindsDamage(t *testing.T) {
 	}
 }
 
+// S8: the live volume finds damage when it reads a block for the first time, and
+// again after each snapshot; it does not copy a damaged block up as if it were good.
+func TestReadFindsDamage(t *testing.T) {
+	v, dir, layer := damagedVolume(t)
+	data := filepath.Join(dir, dataName(layer))
+	p := make([]byte, BlockSize)
+	for b := range int64(100) { // the damaged blocks are hidden by newer ones
+		if _, err := v.ReadAt(p, b*BlockSize); err != nil {
+			t.Fatalf("block %d: %v", b, err)
+		}
+	}
+	flip(t, data, 60*BlockSize+5)
+	id := takeSnapshot(t, v)
+	var damage *CorruptError
+	n, err := v.ReadAt(make([]byte, 30*BlockSize), 50*BlockSize)
+	if !errors.As(err, &damage) || damage.Off != 60*BlockSize || filepath.Base(damage.Path) != dataName(layer) || n > 10*BlockSize {
+		t.Errorf("read of damage after a snapshot: %d, %v", n, err)
+	}
+	if _, err := v.WriteAt(p[:10], 60*BlockSize); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("write into a damaged block: %v, want %v", err, ErrCorrupt)
+	}
+	writeBlocks(t, v, 3, 60, 1)
+	if _, err := v.ReadAt(p, 60*BlockSize); err != nil || p[0] != 3 {
+		t.Errorf("a block that was written anew: %d, %v", p[0], err)
+	}
+	if err := errors.Join(v.Revert(id, NewID()), v.Close()); err != nil {
+		t.Fatal(err)
+	}
+	v = reopenQuiet(t, dir)
+	if _, err := v.ReadAt(p, 60*BlockSize); !errors.Is(err, ErrCorrupt) {
+		t.Errorf("read of damage after opening: %v, want %v", err, ErrCorrupt)
+	}
+	if _, err := v.ReadAt(p, 61*BlockSize); err != nil {
+		t.Error(err)
+	}
+}
+
+// What was read far and wide is forgotten at a bound.
+func TestSeenIsBounded(t *testing.T) {
+	s := newSeen(MaxSize / BlockSize)
+	s.add(seenBlocks-3, seenBlocks+70)
+	for b, want := range map[int64]bool{seenBlocks - 4: false, seenBlocks - 3: true, seenBlocks: true, seenBlocks + 69: true, seenBlocks + 70: false} {
+		if s.has(b) != want {
+			t.Errorf("block %d seen: %v, want %v", b, s.has(b), want)
+		}
+	}
+	if n := s.spans.Load(); n != 2 {
+		t.Errorf("%d spans, want 2", n)
+	}
+	v, _ := newVolume(t, 64)
+	writeBlocks(t, v, 1, 0, 1)
+	takeSnapshot(t, v)
+	mustTidy(t, v)
+	old := v.seen.Load()
+	old.spans.Store(maxSeen + 1)
+	if _, err := v.ReadAt(make([]byte, BlockSize), 0); err != nil {
+		t.Fatal(err)
+	}
+	if now := v.seen.Load(); now == old || now.has(0) {
+		t.Error("the bound was passed and nothing was forgotten")
+	}
+}
+
 // S8: damage of the structure is found before the data, and hides no other.
 func TestCheckFindsDamagedStructure(t *testing.T) {
 	v, dir, layer := damagedVolume(t)

@@ -11,17 +11,21 @@ func (v *Volume) hideStep(t *tree) (bool, error) {
 			continue
 		}
 		next := tidied{shape: l.shape(), seen: map[ID]uint64{}}
-		l.hiders(func(up *link) { next.seen[up.id] = up.committed() })
-		groups := l.toHide(next)
-		if len(groups) > 0 {
-			if err := v.hide(l, groups); err != nil {
-				return false, err
-			}
+		if l.tidied.shape != next.shape || len(l.tidied.rest) == 0 {
+			l.hiders(func(up *link) { next.seen[up.id] = up.committed() })
+			next.rest = l.toHide(next)
+			l.tidied = next
 		}
-		l.tidied = next
-		if len(groups) > 0 {
-			return true, nil
+		rest := l.tidied.rest
+		if len(rest) == 0 {
+			continue
 		}
+		n := min(len(rest), pagesAtOnce)
+		if err := v.hidePages(l, rest[:n]); err != nil {
+			return false, err
+		}
+		l.tidied.rest = rest[n:]
+		return true, nil
 	}
 	return false, nil
 }
@@ -31,6 +35,7 @@ func (v *Volume) hideStep(t *tree) (bool, error) {
 type tidied struct {
 	shape uint64        // of the layers above
 	seen  map[ID]uint64 // layerFile.commits of each
+	rest  []uint32      // groups that are still to be looked through for that
 }
 
 // toHide returns the groups of a layer in which something may be hidden that was
@@ -69,20 +74,6 @@ func (l *layerFile) stampOf(g uint32) uint64 {
 		return gr.stamp
 	}
 	return 0
-}
-
-func (v *Volume) hide(l *link, groups []uint32) error {
-	for len(groups) > 0 {
-		if err := v.goOn(); err != nil {
-			return err
-		}
-		n := min(len(groups), pagesAtOnce)
-		if err := v.hidePages(l, groups[:n]); err != nil {
-			return err
-		}
-		groups = groups[n:]
-	}
-	return nil
 }
 
 // hidePages drops what is hidden in some groups.

@@ -8,7 +8,9 @@ import (
 	"sync"
 )
 
-// ReadAt reads len(p) bytes at off, as the last writes left them.
+// ReadAt reads len(p) bytes at off, as the last writes left them. A block of a
+// sealed layer that is read for the first time, whole, is compared with its
+// checksum; damage is a *CorruptError.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
 	g := v.grace.enter()
 	n, err := v.readAt(p, off)
@@ -26,6 +28,7 @@ func (v *Volume) readAt(p []byte, off int64) (int, error) {
 		return 0, err
 	}
 	p = p[:n]
+	seen := v.seen.Load() // before the map
 	last := blocksOf(off + int64(n))
 	for done := 0; done < n; {
 		at := off + int64(done)
@@ -33,7 +36,7 @@ func (v *Volume) readAt(p []byte, off int64) (int, error) {
 		part := p[done:min(int64(n), stop*BlockSize-off)]
 		if val < slotBase {
 			clear(part)
-		} else if err := readFull(v.layerOf(val).data, part, at); err != nil {
+		} else if err := v.readLayer(v.layerOf(val), part, at, seen); err != nil {
 			return done, err
 		}
 		done += len(part)

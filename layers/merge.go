@@ -39,8 +39,8 @@ func (v *Volume) merge(lower, upper *link) error {
 	return v.move(from.layerFile, to.layerFile, v.some(from.layerFile, groups), to.layerFile == lower.layerFile)
 }
 
-// some returns the first of the groups, with about as many blocks as may move
-// between syncs.
+// some returns the first of the groups, with about as many blocks as may be read
+// or moved between syncs.
 func (v *Volume) some(l *layerFile, groups []uint32) []uint32 {
 	l.mu.RLock()
 	defer l.mu.RUnlock()

@@ -355,6 +355,7 @@ func (v *Volume) leftOver(name string) bool {
 // buildMap makes the block map of the live volume.
 func (v *Volume) buildMap() error {
 	v.live = newBlockMap(blocksOf(v.size.Load()))
+	v.seen.Store(newSeen(blocksOf(v.size.Load())))
 	return v.fillMap(v.live, v.chain.Head)
 }
 
@@ -381,6 +382,7 @@ func (v *Volume) begin(clean bool) error {
 		if l == v.head {
 			continue
 		}
+		l.summed.Store(len(l.unsummed()) == 0)
 		if len(l.dirty) > 0 || l.unsynced.Load() {
 			v.unsettled = append(v.unsettled, l)
 		} else {

@@ -123,6 +123,7 @@ func (v *Volume) sealTo(id ID, next *layerFile, parent int, live *blockMap) erro
 		v.live.become(live)
 	}
 	v.meta.Unlock()
+	v.seen.Store(newSeen(blocksOf(v.size.Load())))
 	v.mu.Lock()
 	v.chain = c
 	v.files = append(v.files[:len(v.files):len(v.files)], next)
@@ -259,6 +260,7 @@ func (v *Volume) grow(size int64) error {
 	if err != nil {
 		return err
 	}
+	v.seen.Store(newSeen(blocksOf(size)))
 	v.meta.Lock()
 	v.live.grow(blocksOf(size))
 	v.head.size = size

@@ -166,7 +166,7 @@ func (v *Volume) sumStep(t *tree) (bool, error) {
 			l.summed.Store(true)
 			continue
 		}
-		return true, v.sumPages(l.layerFile, groups[:min(len(groups), pagesAtOnce)])
+		return true, v.sumPages(l.layerFile, v.some(l.layerFile, groups))
 	}
 	return false, nil
 }

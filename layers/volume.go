@@ -30,6 +30,7 @@ type Volume struct {
 	// Reading. A reader is inside grace from the lookup to the end of the read.
 	grace *grace
 	live  *blockMap
+	seen  atomic.Pointer[seen]         // replaced at each seal, and when the volume grows
 	slots atomic.Pointer[[]*layerFile] // by value of live, less slotBase
 
 	// Writing. Locks are taken in this order: tidying, admin, gate, commits, checkpoints,
