@@ -27,8 +27,8 @@ import (
 // Blocks are taken away in this order: what replaces them is durable; the map
 // without them is durable; nobody can find them in memory; readers that had
 // found them are gone; the space is punched out. A crash between any two leaves
-// blocks that are there twice, or space that nothing names, and the next tidying
-// does away with both.
+// blocks that are there twice, which hiding does away with, or space that nothing
+// names, which sweeping does.
 
 // errStop ends tidying because the volume is being closed.
 var errStop = errors.New("stopped")
