@@ -52,15 +52,15 @@ func (d *daemon) environ() []string {
 	return append(e, d.env...)
 }
 
-// start runs varve serve and waits for the line that says it is ready.
-func (d *daemon) start() {
+// start runs varve serve with flags and waits for the line that says it is ready.
+func (d *daemon) start(flags ...string) {
 	d.t.Helper()
 	log, err := os.OpenFile(d.state+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		d.t.Fatal(err)
 	}
 	d.log = log
-	d.cmd = exec.Command(program, "serve")
+	d.cmd = exec.Command(program, append([]string{"serve"}, flags...)...)
 	d.cmd.Env = d.environ()
 	d.cmd.Stderr = log
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
