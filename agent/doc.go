@@ -28,7 +28,6 @@
 //	                ▼  │        ▼  │
 //	              backing-up (previous_status)  attach and detach go on
 //	available ─► restoring-backup ─► available, error, error_restoring
-//	available ◄─► maintenance               nobody may open it; backups, restores, reverts go on
 //	available ─► deleting ─► gone, error_deleting
 //
 // # What survives a crash
@@ -39,7 +38,7 @@
 //
 // # Order of locks
 //
-// volume.quiet, volume.chain, then a transaction of the catalog, then Agent.mu, which is held
+// volume.chain, then a transaction of the catalog, then Agent.mu, which is held
 // for instants and never while a transaction is begun. Nothing waits for a
 // target with a lock held, but for the opening of that same target.
 package agent

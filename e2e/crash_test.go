@@ -1,78 +1,89 @@
 package e2e
 
 import (
-	"bufio"
-	"encoding/binary"
-	"fmt"
+	"math/rand/v2"
 	"os/exec"
-	"path/filepath"
-	"strconv"
 	"strings"
+	"sync/atomic"
+	"syscall"
 	"testing"
 
 	"varve/e2e/testbed"
 )
 
-// TestKill kills the daemon with SIGKILL while a client that is not ours
-// writes and flushes, and starts it again, several times. Whatever a flush
-// acknowledged is there; a block written since is one of the whole writes. V9
+// TestKill kills the daemon with SIGKILL while clients that are not ours write
+// and flush and while snapshots come and go, and starts it again, KILLS times.
+// Whatever was answered is there, since the machine has not failed, and so are
+// all acts that were; fio finds each of its blocks whole. V9, S1, S3, V4
 func TestKill(t *testing.T) {
-	testbed.Require(t, "nbdcopy", "/usr/lib/python3/dist-packages/nbd.py")
-	const blocks = 4096
+	testbed.Require(t, "fio")
+	seed := newSeed(t)
+	r := rand.New(rand.NewPCG(seed, 0))
+	var moment atomic.Int64
 	d := startDaemon(t)
-	d.varve("volume", "create", "vol", "--size", fmt.Sprint(blocks*4096))
-	flushed := make([]uint64, blocks) // the newest round that a flush acknowledged
-	out := filepath.Join(t.TempDir(), "out")
-	for life, rounds := range []int{1, 300, 30, 900} {
-		writer := exec.Command("/usr/bin/python3", "testdata/writer.py", d.uri("vol"), fmt.Sprint(blocks), fmt.Sprint(life+1))
-		lines, err := writer.StdoutPipe()
-		if err != nil {
+	h := newHistory(t, d, t.TempDir(), func() int { return int(moment.Add(1)) })
+	for _, l := range h.ledgers {
+		l.answered = true
+	}
+	d.varve("volume", "create", "fio", "--size", "32M")
+	runFio(t, d, "--rw=write", "--do_verify=0", "--end_fsync=1") // so that each block can be verified from now on
+	for life := range setting(t, "KILLS", 4) {
+		load := fio(d, "--rw=randwrite", "--do_verify=0", "--iodepth=16", "--fsync=32", "--time_based", "--runtime=600", "--randseed="+seedText(seed+uint64(life)))
+		load.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+		if err := load.Start(); err != nil {
 			t.Fatal(err)
 		}
-		if err := writer.Start(); err != nil {
+		writers := h.write(seed+uint64(life), uint64(life))
+		end, ended := make(chan struct{}), make(chan error, 1)
+		go func() { ended <- actUntil(h, r, end) }()
+		want := h.ledgers[0].promised() + 1 + rand.New(rand.NewPCG(seed, uint64(life))).IntN(300)
+		await(t, "the writer goes on", func() bool { return h.ledgers[0].promised() >= want })
+		close(end)
+		d.kill()
+		load.Wait() // it lost its server: the error says so
+		for _, w := range writers {
+			w.stop()
+		}
+		if err := <-ended; err != nil {
 			t.Fatal(err)
 		}
-		seen := 0
-		for in := bufio.NewScanner(lines); in.Scan(); {
-			words := strings.Fields(in.Text())
-			round, err := strconv.ParseUint(words[0], 10, 64)
-			if err != nil {
-				t.Fatalf("writer said %q", in.Text())
-			}
-			for _, w := range words[1:] {
-				b, err := strconv.Atoi(w)
-				if err != nil {
-					t.Fatalf("writer said %q", in.Text())
-				}
-				flushed[b] = round
-			}
-			if seen++; seen == rounds {
-				d.kill()
-			}
-			if seen == rounds/2 {
-				d.varve("snapshot", "create", "vol", "--name", fmt.Sprintf("during-%d", life))
-			}
-		}
-		if err := writer.Wait(); err != nil {
-			t.Fatalf("writer: %v", err)
-		}
-		if seen < rounds {
-			t.Fatalf("the writer ended after %d rounds of %d", seen, rounds)
-		}
+		crashed := h.now()
 		d.start()
-		client(t, "nbdcopy", d.uri("vol"), out)
-		content := readFile(t, out)
-		for b := range blocks {
-			block := content[b*4096:][:4096]
-			number, round := binary.LittleEndian.Uint64(block), binary.LittleEndian.Uint64(block[8:])
-			if round < flushed[b] || round > 0 && number != uint64(b) {
-				t.Fatalf("life %d: block %d holds round %d of block %d, but a flush acknowledged round %d", life, b, round, number, flushed[b])
-			}
-			for i := 0; i < 4096; i += 16 {
-				if string(block[i:i+16]) != string(block[:16]) {
-					t.Fatalf("life %d: block %d is neither its old nor its new content at byte %d", life, b, i)
-				}
-			}
+		if err := h.check(d, crashed); err != nil {
+			t.Fatalf("life %d, killed at %d: %v\n%v", life, crashed, err, h)
 		}
+		if err := h.settle(); err != nil {
+			t.Fatal(err)
+		}
+		runFio(t, d, "--rw=read", "--verify_fatal=1")
+	}
+}
+
+// actUntil acts until the channel is closed. Then an act that fails is none.
+func actUntil(h *history, r *rand.Rand, end <-chan struct{}) error {
+	for {
+		err := h.act(r)
+		select {
+		case <-end:
+			return nil
+		default:
+		}
+		if err != nil {
+			return err
+		}
+	}
+}
+
+// fio is fio on the volume "fio", with a checksum in each block.
+func fio(d *daemon, args ...string) *exec.Cmd {
+	return exec.Command("fio", append([]string{"--name=kill", "--ioengine=nbd", "--uri=" + d.uri("fio"), "--bs=4k", "--size=32M",
+		"--verify=crc32c", "--verify_state_save=0", "--minimal"}, args...)...)
+}
+
+func runFio(t *testing.T, d *daemon, args ...string) {
+	t.Helper()
+	cmd := fio(d, args...)
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", strings.Join(cmd.Args, " "), err, out)
 	}
 }

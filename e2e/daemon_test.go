@@ -18,11 +18,12 @@ const passphrase = "correct horse battery staple"
 
 // A daemon is a varve serve on a state folder of its own.
 type daemon struct {
-	t     *testing.T
-	state string
-	env   []string
-	cmd   *exec.Cmd
-	log   *os.File
+	t       *testing.T
+	program string
+	state   string
+	log     string // file, beside the state folder
+	env     []string
+	cmd     *exec.Cmd // nil while none runs
 }
 
 // startDaemon starts varve serve on a new state folder, and stops it when the
@@ -35,8 +36,16 @@ func startDaemon(t *testing.T, env ...string) *daemon {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(state) })
-	d := &daemon{t: t, state: state, env: env}
+	d := newDaemon(t, state, env...)
 	d.start()
+	return d
+}
+
+// newDaemon is a daemon for a state folder that is there. It does not run yet;
+// when the test ends, it is stopped.
+func newDaemon(t *testing.T, state string, env ...string) *daemon {
+	d := &daemon{t: t, program: program, state: state, log: state + ".log", env: env}
+	t.Cleanup(func() { os.Remove(d.log) })
 	t.Cleanup(func() {
 		d.stop()
 		if t.Failed() {
@@ -52,24 +61,30 @@ func (d *daemon) environ() []string {
 	return append(e, d.env...)
 }
 
-// start runs varve serve with flags and waits for the line that says it is ready.
-func (d *daemon) start(flags ...string) {
+// start runs varve serve and waits until it is ready. A failure ends the test.
+func (d *daemon) start() {
 	d.t.Helper()
-	log, err := os.OpenFile(d.state+".log", os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
+	if err := d.launch(); err != nil {
 		d.t.Fatal(err)
 	}
-	d.log = log
-	d.cmd = exec.Command(program, append([]string{"serve"}, flags...)...)
-	d.cmd.Env = d.environ()
-	d.cmd.Stderr = log
-	d.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	ready, err := d.cmd.StdoutPipe()
+}
+
+// launch runs varve serve and waits for the line that says it is ready.
+func (d *daemon) launch() error {
+	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
-		d.t.Fatal(err)
+		return err
 	}
-	if err := d.cmd.Start(); err != nil {
-		d.t.Fatal(err)
+	defer log.Close() // the daemon has its own
+	cmd := exec.Command(d.program, "serve")
+	cmd.Env, cmd.Stderr = d.environ(), log
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	ready, err := cmd.StdoutPipe()
+	if err != nil {
+		return err
+	}
+	if err := cmd.Start(); err != nil {
+		return err
 	}
 	answered := make(chan error, 1)
 	go func() {
@@ -82,9 +97,12 @@ func (d *daemon) start(flags ...string) {
 		err = fmt.Errorf("not ready after 30 s")
 	}
 	if err != nil {
-		d.stop()
-		d.t.Fatalf("varve serve: %v\n%s", err, d.logged())
+		cmd.Process.Kill()
+		cmd.Wait() // it was killed, or has said why it ended in its log
+		return fmt.Errorf("varve serve: %w\n%s", err, d.logged())
 	}
+	d.cmd = cmd
+	return nil
 }
 
 // stop ends the daemon as an operator would, and fails the test if it does not
@@ -106,7 +124,6 @@ func (d *daemon) stop() {
 		d.t.Errorf("the daemon ended with %v", err)
 	}
 	d.cmd = nil
-	d.log.Close()
 }
 
 // kill ends the daemon as a crash does.
@@ -117,7 +134,6 @@ func (d *daemon) kill() {
 	}
 	d.cmd.Wait() // It was killed: the error says so.
 	d.cmd = nil
-	d.log.Close()
 }
 
 // destroy stops the daemon and removes its state: a lost host.
@@ -133,7 +149,7 @@ func (d *daemon) destroy() {
 }
 
 func (d *daemon) logged() string {
-	b, err := os.ReadFile(d.state + ".log")
+	b, err := os.ReadFile(d.log)
 	if err != nil {
 		return err.Error()
 	}
@@ -161,7 +177,7 @@ func (d *daemon) try(args ...string) (stdout, stderr string, err error) {
 	ctx, cancel := context.WithTimeout(d.t.Context(), 5*time.Minute)
 	defer cancel()
 	var o, e bytes.Buffer
-	cmd := exec.CommandContext(ctx, program, args...)
+	cmd := exec.CommandContext(ctx, d.program, args...)
 	cmd.Env, cmd.Stdout, cmd.Stderr = d.environ(), &o, &e
 	err = cmd.Run()
 	return o.String(), e.String(), err
@@ -177,15 +193,25 @@ func (d *daemon) value(field string, args ...string) string {
 // failure ends the test.
 func client(t *testing.T, name string, args ...string) string {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	out, err := tryClient(t, name, args...)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// tryClient runs a program that is not ours and returns its standard output.
+func tryClient(t *testing.T, name string, args ...string) (string, error) {
+	// Also in a cleanup, when the test's own context has ended.
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(t.Context()), 5*time.Minute)
 	defer cancel()
 	var out, errout bytes.Buffer
 	cmd := exec.CommandContext(ctx, name, args...)
 	cmd.Stdout, cmd.Stderr = &out, &errout
 	if err := cmd.Run(); err != nil {
-		t.Fatalf("%s %s: %v\n%s%s", name, strings.Join(args, " "), err, out.String(), errout.String())
+		return out.String(), fmt.Errorf("%s %s: %w\n%s%s", name, strings.Join(args, " "), err, out.String(), errout.String())
 	}
-	return out.String()
+	return out.String(), nil
 }
 
 // await returns when what is so; it looks often, and fails the test after
