@@ -4,6 +4,7 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"varve/catalog"
 	"varve/layers"
@@ -145,5 +146,33 @@ func TestDaemonDiesDuringAClone(t *testing.T) {
 			t.Error(err)
 		}
 		a.Close()
+	}
+}
+
+// S3, V6: what a clone held alone comes back to its origin when the clone goes.
+func TestSpaceOfADeletedClone(t *testing.T) {
+	_, a := startWithTarget(t)
+	createVolume(t, a, "v", 4*mib)
+	write(t, a, "v", 1, 0, 4*mib)
+	must(a.CreateSnapshot(t.Context(), "v", NewSnapshot{Name: "s"}))(t)
+	write(t, a, "v", 2, 0, 4*mib)
+	must(a.CreateVolume(t.Context(), NewVolume{Name: "c", Snapshot: "v@s"}))(t)
+	if err := a.DeleteSnapshot(t.Context(), "s"); err != nil {
+		t.Fatal(err)
+	}
+	if got := must(a.Volume(t.Context(), "v"))(t).Allocated; got != 8*mib {
+		t.Errorf("with a clone of the old content v has %d bytes, want 8 MiB", got)
+	}
+	if err := a.DeleteVolume(t.Context(), "c"); err != nil {
+		t.Fatal(err)
+	}
+	look, late := time.NewTicker(time.Millisecond), time.After(patience)
+	defer look.Stop()
+	for must(a.Volume(t.Context(), "v"))(t).Allocated != 4*mib {
+		select {
+		case <-look.C:
+		case <-late:
+			t.Fatalf("v still has %d bytes, want 4 MiB", must(a.Volume(t.Context(), "v"))(t).Allocated)
+		}
 	}
 }

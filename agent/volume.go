@@ -148,6 +148,7 @@ func (a *Agent) unmakeVolume(id layers.ID) error {
 	if err := layers.Remove(a.volumeDir(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	a.tidyVolumes()
 	return a.update(func(tx *catalog.Tx) error {
 		for _, s := range all(a, tx, catalog.Snapshots) {
 			if s.VolumeID != id {
@@ -159,6 +160,18 @@ func (a *Agent) unmakeVolume(id layers.ID) error {
 		}
 		return catalog.Volumes.Delete(tx, id)
 	})
+}
+
+// tidyVolumes lets the volumes see to layers that they may have shared with one
+// that is gone.
+func (a *Agent) tidyVolumes() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, v := range a.volumes {
+		if v.data != nil {
+			v.data.Tidy()
+		}
+	}
 }
 
 // checkSize refuses a size in bytes that no disk can have. How large a volume
