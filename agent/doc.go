@@ -28,6 +28,7 @@
 //	                ▼  │        ▼  │
 //	              backing-up (previous_status)  attach and detach go on
 //	available ─► restoring-backup ─► available, error, error_restoring
+//	available ◄─► maintenance               nobody may open it; backups, restores, reverts go on
 //	available ─► deleting ─► gone, error_deleting
 //
 // # What survives a crash
@@ -38,7 +39,7 @@
 //
 // # Order of locks
 //
-// volume.chain, then a transaction of the catalog, then Agent.mu, which is held
+// volume.quiet, volume.chain, then a transaction of the catalog, then Agent.mu, which is held
 // for instants and never while a transaction is begun. Nothing waits for a
 // target with a lock held, but for the opening of that same target.
 package agent

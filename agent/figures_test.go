@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"testing"
 	"time"
+
+	"varve/layers"
 )
 
 // V3: what is live, what each snapshot holds, what it alone holds, and how the
@@ -37,5 +39,18 @@ func TestFigures(t *testing.T) {
 	must(a.CreateVolume(t.Context(), NewVolume{Name: "c", Snapshot: "s1"}))(t)
 	if v := must(a.Volume(t.Context(), "c"))(t); v.Chain.Shared != 1 || v.Live != 4*mib {
 		t.Errorf("a clone: %+v, live %d", v.Chain, v.Live)
+	}
+}
+
+// The parent of a snapshot is one too: marks are passed over.
+func TestParentsPassOverMarks(t *testing.T) {
+	a, m, n, b, c := layers.NewID(), layers.NewID(), layers.NewID(), layers.NewID(), layers.NewID()
+	f := &figures{boundaries: map[layers.ID]layers.Boundary{
+		a: {ID: a}, m: {ID: m, Parent: a, Mark: true}, n: {ID: n, Parent: m, Mark: true}, b: {ID: b, Parent: n}, c: {ID: c, Parent: b},
+	}}
+	for id, want := range map[layers.ID]layers.ID{a: {}, b: a, c: b, layers.NewID(): {}} {
+		if got := f.parent(id); got != want {
+			t.Errorf("parent of %s is %s, want %s", id, got, want)
+		}
 	}
 }

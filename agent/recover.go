@@ -25,6 +25,7 @@ import (
 //	          backing-up        → previous_status
 //	          restoring-backup  → error if it was new, or else error_restoring
 //	          in-use            → available: nobody is connected yet
+//	          with a quiet      → its file systems thawed, its hook run, beside all else
 //	snapshot  creating          → available if the chain has it, or else no record
 //	          deleting          → deleted to the end
 //	          of the system     → deleted, a mark left where a backup goes by it

@@ -41,6 +41,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"sync"
 
 	"github.com/dgraph-io/badger/v4"
 	"github.com/dgraph-io/badger/v4/options"
@@ -54,8 +55,9 @@ const Version = 1
 // Badger's tables and out of its value log, which then needs no collection.
 const MaxRecord = 32 << 10
 
-// maxAttempts bounds how often a transaction that meets others is run.
-const maxAttempts = 100
+// maxAttempts bounds how often a transaction that meets others is run beside
+// them. After that it has its turn alone.
+const maxAttempts = 10
 
 var (
 	// ErrLocked says that another process has the catalog open.
@@ -74,6 +76,10 @@ var formatKey = []byte("format")
 type Catalog struct {
 	db    *badger.DB
 	space *space
+
+	// changes is held shared by changes, which may meet, and for itself by one
+	// that has met others too often.
+	changes sync.RWMutex
 }
 
 // Open opens the catalog in dir and makes it, readable for its owner only, if
@@ -100,7 +106,7 @@ func Open(dir string, log *slog.Logger) (*Catalog, error) {
 		}
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
-	c := &Catalog{db, space}
+	c := &Catalog{db: db, space: space}
 	if err := errors.Join(c.checkFormat(), space.take()); err != nil {
 		db.Close() // Nothing was written; the first error says more.
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
@@ -173,21 +179,30 @@ func (c *Catalog) View(f func(*Tx) error) error {
 
 // Update calls f with a transaction, and again if what it read was changed by
 // another before it could be committed. An error of f ends it and changes
-// nothing; so does a full disk, which is ErrFull.
+// nothing; so does a full disk, which is ErrFull. f does not call Update.
 func (c *Catalog) Update(f func(*Tx) error) error {
 	for range maxAttempts {
-		err := c.db.Update(func(t *badger.Txn) error {
-			tx := &Tx{txn: t, bytes: perEntry} // The commit is an entry too.
-			if err := f(tx); err != nil {
-				return err
-			}
-			return c.space.room(tx.bytes)
-		})
+		c.changes.RLock()
+		err := c.update(f)
+		c.changes.RUnlock()
 		if !errors.Is(err, badger.ErrConflict) {
 			return closedError(err)
 		}
 	}
-	return fmt.Errorf("catalog: a change met another one %d times: try again", maxAttempts)
+	c.changes.Lock()
+	defer c.changes.Unlock()
+	return closedError(c.update(f))
+}
+
+// update is one attempt of Update.
+func (c *Catalog) update(f func(*Tx) error) error {
+	return c.db.Update(func(t *badger.Txn) error {
+		tx := &Tx{txn: t, bytes: perEntry} // The commit is an entry too.
+		if err := f(tx); err != nil {
+			return err
+		}
+		return c.space.room(tx.bytes)
+	})
 }
 
 func closedError(err error) error {

@@ -61,22 +61,24 @@ func (d *daemon) environ() []string {
 	return append(e, d.env...)
 }
 
-// start runs varve serve and waits until it is ready. A failure ends the test.
-func (d *daemon) start() {
+// start runs varve serve with flags and waits until it is ready. A failure ends
+// the test.
+func (d *daemon) start(flags ...string) {
 	d.t.Helper()
-	if err := d.launch(); err != nil {
+	if err := d.launch(flags...); err != nil {
 		d.t.Fatal(err)
 	}
 }
 
-// launch runs varve serve and waits for the line that says it is ready.
-func (d *daemon) launch() error {
+// launch runs varve serve with flags and waits for the line that says it is
+// ready.
+func (d *daemon) launch(flags ...string) error {
 	log, err := os.OpenFile(d.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		return err
 	}
 	defer log.Close() // the daemon has its own
-	cmd := exec.Command(d.program, "serve")
+	cmd := exec.Command(d.program, append([]string{"serve"}, flags...)...)
 	cmd.Env, cmd.Stderr = d.environ(), log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	ready, err := cmd.StdoutPipe()

@@ -42,7 +42,7 @@ var self = []string{"helper"}
 
 // parent freezes a file system, says so and waits for its death.
 func parent(point string) int {
-	h, err := Begin(context.Background(), self, []string{point}, nil, patience)
+	h, err := Begin(context.Background(), self, []string{point}, nil, time.Hour)
 	if err == nil {
 		err = h.Freeze(context.Background())
 	}
