@@ -18,6 +18,7 @@ import (
 type ExportInfo struct {
 	Name        string
 	Description string
+	Properties  map[string]string // of the volume
 }
 
 // An Export is an open volume or snapshot.
@@ -66,7 +67,7 @@ func (a *Agent) Exports(ctx context.Context) ([]ExportInfo, error) {
 			name = v.ID.String()
 		}
 		if writable {
-			exports = append(exports, ExportInfo{name, describeVolume(v)})
+			exports = append(exports, ExportInfo{name, describeVolume(v), v.Properties})
 		}
 		for _, s := range of[v.ID] {
 			if s.System || s.Status != catalog.Available {
@@ -76,7 +77,7 @@ func (a *Agent) Exports(ctx context.Context) ([]ExportInfo, error) {
 			if count[v.ID.String()+"@"+point] > 1 {
 				point = s.ID.String()
 			}
-			exports = append(exports, ExportInfo{name + "@" + point, describeSnapshot(s, v.Name)})
+			exports = append(exports, ExportInfo{name + "@" + point, describeSnapshot(s, v.Name), v.Properties})
 		}
 	}
 	return exports, nil
@@ -110,6 +111,24 @@ func WithPeer(ctx context.Context, pid int) context.Context {
 	return context.WithValue(ctx, peerKey{}, pid)
 }
 
+type admitKey struct{}
+
+// WithAdmission lets admit decide, by the properties of its volume, whether
+// OpenExport may open something; its error becomes that of OpenExport.
+func WithAdmission(ctx context.Context, admit func(properties map[string]string) error) context.Context {
+	return context.WithValue(ctx, admitKey{}, admit)
+}
+
+// admitted asks who WithAdmission named about a volume.
+func admitted(ctx context.Context, id layers.ID, volumes []catalog.Volume) error {
+	admit, _ := ctx.Value(admitKey{}).(func(map[string]string) error)
+	i := slices.IndexFunc(volumes, func(v catalog.Volume) bool { return v.ID == id })
+	if admit == nil || i < 0 {
+		return nil // what is not there is not opened
+	}
+	return admit(volumes[i].Properties)
+}
+
 // OpenExport opens VOLUME for reading and writing, or VOLUME@SNAPSHOT for
 // reading; names or ids on either side. The id of a snapshot alone will do.
 func (a *Agent) OpenExport(ctx context.Context, name string) (*Export, error) {
@@ -119,11 +138,18 @@ func (a *Agent) OpenExport(ctx context.Context, name string) (*Export, error) {
 	}
 	if id, err := layers.ParseID(name); err == nil {
 		if slices.ContainsFunc(snapshots, func(s catalog.Snapshot) bool { return s.ID == id }) {
-			return a.exportSnapshot(name, volumes, snapshots)
+			return a.admitSnapshot(ctx, name, volumes, snapshots)
 		}
 	}
 	if strings.Contains(name, "@") {
-		return a.exportSnapshot(name, volumes, snapshots)
+		return a.admitSnapshot(ctx, name, volumes, snapshots)
+	}
+	record, _, err := a.findVolume(name)
+	if err == nil {
+		err = admitted(ctx, record.ID, volumes)
+	}
+	if err != nil {
+		return nil, err
 	}
 	pid, _ := ctx.Value(peerKey{}).(int)
 	e, err := a.exportVolume(name, Attachment{
@@ -172,6 +198,18 @@ func (a *Agent) exportVolume(name string, attachment Attachment) (*Export, error
 		return nil, err
 	}
 	return &Export{Name: name, Description: describeVolume(record), Layer: data, Writable: true, close: detach}, nil
+}
+
+// admitSnapshot is exportSnapshot for who may be refused.
+func (a *Agent) admitSnapshot(ctx context.Context, ref string, volumes []catalog.Volume, snapshots []catalog.Snapshot) (*Export, error) {
+	s, err := resolveSnapshot(ref, volumes, snapshots)
+	if err == nil {
+		err = admitted(ctx, s.VolumeID, volumes)
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a.exportSnapshot(ref, volumes, snapshots)
 }
 
 // exportSnapshot opens a snapshot for reading.

@@ -75,6 +75,7 @@ func (p *program) app() *cli.App {
 		HideHelp:       false,
 		Commands: []*cli.Command{
 			p.serveCommand(),
+			p.nbdCommand(),
 			p.statusCommand(),
 			p.volumeCommand(),
 			p.snapshotCommand(),

@@ -7,9 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -29,10 +27,9 @@ const stopWithin = 20 * time.Second
 
 func (p *program) serveCommand() *cli.Command {
 	return p.verb("serve", "", "run the daemon: volumes, their NBD exports and the API, until Ctrl-C or SIGTERM",
-		[]cli.Flag{
-			&cli.StringFlag{Name: "listen", Usage: "serve NBD on this loopback `HOST:PORT` too; every user of this machine can connect"},
+		append(listenFlags(),
 			&cli.StringFlag{Name: "nbd-socket", Usage: "`PATH` of the NBD socket; nbd.sock in the state folder if left out"},
-		}, (*call).serve)
+		), (*call).serve)
 }
 
 // serve runs the daemon until ctx ends.
@@ -40,10 +37,8 @@ func (c *call) serve() error {
 	if c.directURL() != "" {
 		return usagef("serve: --target is for commands without a daemon; targets are added with: varve target add NAME URL")
 	}
-	if address := c.String("listen"); address != "" {
-		if err := checkLoopback(address); err != nil {
-			return err
-		}
+	if err := c.checkListen(); err != nil {
+		return err
 	}
 	// Volumes, keys and sockets are for the owner alone.
 	unix.Umask(0o077)
@@ -93,6 +88,10 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 			return nil, err
 		}
 	}
+	d.nbd = &nbd.Server{List: d.listExports, Open: d.openExport, ConnContext: connContext, Log: d.log}
+	if err := c.protect(d.nbd); err != nil {
+		return nil, err
+	}
 	places := stores{c.environ}
 	a, err := agent.Start(context.WithoutCancel(c.ctx), agent.Config{
 		State: state, FreezeHelper: []string{freezeHelperName}, Devices: newKernelDevices(d.log),
@@ -102,7 +101,7 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 		return nil, err
 	}
 	d.agent = a
-	if err := d.listen(c.String("listen")); err != nil {
+	if err := d.listen(c); err != nil {
 		return nil, errors.Join(err, d.closeListeners(), a.Close())
 	}
 	d.mounts = newMountTable(context.WithoutCancel(c.ctx), agentSource{a}, d.log)
@@ -110,23 +109,20 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 		Agent: a, Mounts: d.mounts, Version: c.App.Version, Log: d.log,
 		VolumeURI: func(volume string) string { return volumeURI(d.nbdSocket, volume) },
 	})
-	d.nbd = &nbd.Server{List: d.listExports, Open: d.openExport, ConnContext: withPeer, Log: d.log}
 	return d, nil
 }
 
-func (d *daemon) listen(address string) error {
+func (d *daemon) listen(c *call) error {
 	at, err := listenUnix(d.nbdSocket)
 	if err != nil {
 		return err
 	}
 	d.nbdAt = append(d.nbdAt, at)
-	if address != "" {
-		at, err := net.Listen("tcp", address)
-		if err != nil {
-			return err
-		}
-		d.nbdAt = append(d.nbdAt, at)
+	more, err := c.listenNBD()
+	if err != nil {
+		return err
 	}
+	d.nbdAt = append(d.nbdAt, more...)
 	d.apiAt, err = listenUnix(d.apiSocket)
 	return err
 }
@@ -198,22 +194,30 @@ func (d *daemon) listExports(ctx context.Context) ([]nbd.Listing, error) {
 	if err != nil {
 		return nil, err
 	}
-	out := make([]nbd.Listing, len(all))
-	for i, e := range all {
-		out[i] = nbd.Listing{Name: e.Name, Description: e.Description}
+	admit := admission(ctx)
+	var out []nbd.Listing
+	for _, e := range all {
+		if admit(e.Properties) == nil {
+			out = append(out, nbd.Listing{Name: e.Name, Description: e.Description})
+		}
 	}
 	return out, nil
 }
 
 func (d *daemon) openExport(ctx context.Context, name string) (*nbd.Export, error) {
-	e, err := d.agent.OpenExport(ctx, name)
+	e, err := d.agent.OpenExport(agent.WithAdmission(ctx, admission(ctx)), name)
 	if err != nil {
 		return nil, err
 	}
+	return nbdExport(e), nil
+}
+
+// nbdExport is an export of the agent as the server knows it.
+func nbdExport(e *agent.Export) *nbd.Export {
 	return &nbd.Export{
 		Name: e.Name, Description: e.Description, Device: deviceOf(e), ReadOnly: !e.Writable,
 		Contexts: contextsOf(e), Close: e.Close,
-	}, nil
+	}
 }
 
 // nbdAddresses are the places where NBD clients can connect, for people.
@@ -228,12 +232,9 @@ func (d *daemon) nbdAddresses() string {
 	return text
 }
 
-// volumeURI is the address of an export: the NBD URI specification, "NBD over
-// a Unix domain socket".
+// volumeURI is the address of an export of a unix socket.
 func volumeURI(socket, export string) string {
-	// A slash may stand in a query (RFC 3986, section 3.4), and reads better.
-	socket = strings.ReplaceAll(url.QueryEscape(socket), "%2F", "/")
-	return "nbd+unix:///" + url.PathEscape(export) + "?socket=" + strings.ReplaceAll(socket, "+", "%20")
+	return exportURI(&net.UnixAddr{Name: socket, Net: "unix"}, false, export)
 }
 
 // newLog writes text for people on a terminal and JSON for collectors

@@ -50,16 +50,3 @@ func removeStaleSocket(path string) error {
 	}
 	return os.Remove(path)
 }
-
-// checkLoopback refuses a TCP address that other machines can reach.
-func checkLoopback(address string) error {
-	host, _, err := net.SplitHostPort(address)
-	if err != nil {
-		return usagef("serve: --listen %s: want HOST:PORT, such as 127.0.0.1:10809", address)
-	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
-		return usagef("serve: --listen %s: only loopback addresses: NBD has no protection on a network without TLS, "+
-			"which this version does not have; use 127.0.0.1 and a tunnel", address)
-	}
-	return nil
-}
