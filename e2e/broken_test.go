@@ -1,0 +1,95 @@
+package e2e
+
+import (
+	"bufio"
+	"fmt"
+	"io"
+	"os/exec"
+	"strings"
+	"syscall"
+	"testing"
+)
+
+// TestBrokenDisk lets the disk below the state folder fail while clients write:
+// its writes, or its flushes alone. They get I/O errors; from then on no flush
+// succeeds, also when the disk is well again, since the kernel may have dropped
+// what it could not write; and after a power loss and a new start all is there
+// that was promised. V9
+func TestBrokenDisk(t *testing.T) {
+	for _, kind := range []string{"ext4", "xfs"} {
+		for _, what := range []string{"writes", "flushes"} {
+			t.Run(kind+" "+what, func(t *testing.T) { testBrokenDisk(t, kind, what == "writes") })
+		}
+	}
+}
+
+func testBrokenDisk(t *testing.T, kind string, writes bool) {
+	o := newOutage(t, program, kind, false)
+	h := o.history
+	knock := startKnocker(t, h.d)
+	if got := knock(); got != "ok ok" {
+		t.Fatalf("write and flush on a disk that is well: %s", got)
+	}
+	writers := h.write(1, 0)
+	await(t, "clients have promises", func() bool { return h.ledgers[0].promised() > 30 && h.ledgers[1].promised() > 30 })
+	o.disk.fail(writes, !writes)
+	for _, w := range writers {
+		<-w.ended // each ends at its first error
+		w.stop()
+	}
+	if o.disk.failures() == 0 {
+		t.Error("the writers ended, but no request of the disk failed")
+	}
+	if got := knock(); !strings.HasSuffix(got, "EIO") {
+		t.Errorf("write and flush after a failure: %s, want the flush to fail", got)
+	}
+	o.disk.fail(false, false)
+	if got := knock(); !strings.HasSuffix(got, "EIO") {
+		t.Errorf("write and flush after a failure, on a disk that is well again: %s, want the flush to fail", got)
+	}
+	h.d.kill()
+	o.disk.detach()
+	for _, l := range []loss{loseAll, loseNone, loseSome} {
+		c := cut{at: o.disk.now(), loss: l, seed: [2]uint64{1, uint64(l)}}
+		if err := o.check(c); err != nil {
+			t.Errorf("%v: %v", c, err)
+		}
+	}
+}
+
+// startKnocker connects a client to the volume "vol". Each call of knock lets it
+// write zeros where no writer writes, and flush, and returns both answers.
+func startKnocker(t *testing.T, d *daemon) (knock func() string) {
+	t.Helper()
+	cmd := exec.Command("/usr/bin/python3", "testdata/knock.py", d.uri("vol"), "24")
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		in.Close()
+		cmd.Wait() // how it ends is of no interest
+	})
+	lines := bufio.NewScanner(out)
+	if !lines.Scan() || lines.Text() != "connected" {
+		t.Fatalf("knock.py said %q", lines.Text())
+	}
+	return func() string {
+		t.Helper()
+		if _, err := fmt.Fprintln(in); err != nil {
+			t.Fatal(err)
+		}
+		if !lines.Scan() {
+			t.Fatalf("knock.py ended: %v", io.ErrUnexpectedEOF)
+		}
+		return lines.Text()
+	}
+}
