@@ -1,6 +1,7 @@
 # build   bin/varve
 # test    everything, against real servers; installs them first (e2e/setup.sh)
 # check   what needs no server: a few minutes, before a commit
+# soak    the random and the crash tests, for hours if wanted: make soak SEEDS=1000 (docs/testing.md)
 # demo    the main job end to end, on real data, with what each step shows
 # bench   speed and size beside other programs (docs/bench.md)
 # clean   what the above made
@@ -13,7 +14,9 @@ GO ?= go
 # the race detector cannot see into.
 RACED := ./layers/... ./nbd/... ./fuse/... ./catalog/... ./agent/... ./cmd/...
 
-.PHONY: build test check lint setup demo bench clean
+SEEDS ?= 20
+
+.PHONY: build test check lint setup soak demo bench clean
 
 # The version that the program says it has is git's, where git knows one.
 VCS := $(if $(shell git describe --always 2>/dev/null),auto,false)
@@ -37,6 +40,9 @@ lint:
 
 setup:
 	e2e/setup.sh
+
+soak: setup build
+	e2e/soak.sh $(SEEDS)
 
 demo: build
 	e2e/setup.sh mkfs.ext4 nbdfuse fusermount3 qemu-img
