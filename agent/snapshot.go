@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"varve/catalog"
@@ -54,12 +55,14 @@ func (a *Agent) CreateSnapshot(ctx context.Context, volumeRef string, n NewSnaps
 // mark already, or not there at all, then its record. keepMark leaves a mark.
 // also is recorded together; it may be nil. The caller holds the chain.
 func (a *Agent) unseal(data *layers.Volume, id layers.ID, keepMark bool, also func(*catalog.Tx) error) error {
-	var err error
-	switch b, there := boundaryOf(data, id); {
-	case there && !b.Mark:
-		err = data.DeleteSnapshot(id, keepMark)
-	case there && !keepMark:
-		err = data.DropMark(id)
+	err := giveUp(data, id, keepMark)
+	if errors.Is(err, syscall.ENOSPC) {
+		// On a full disk this is what makes room, and the chain takes a block
+		// to be written anew.
+		err = a.catalog.GiveRoom()
+		if err == nil {
+			err = giveUp(data, id, keepMark)
+		}
 	}
 	if err != nil {
 		return err
@@ -195,6 +198,18 @@ func (a *Agent) DeleteSnapshot(ctx context.Context, ref string) error {
 		return dataError("delete snapshot "+s.Name+" of volume "+record.Name, err)
 	}
 	a.tidyChain(v, data)
+	return nil
+}
+
+// giveUp takes a boundary's data out of the chain; keepMark leaves a mark. One
+// that is not there is no error.
+func giveUp(data *layers.Volume, id layers.ID, keepMark bool) error {
+	switch b, there := boundaryOf(data, id); {
+	case there && !b.Mark:
+		return data.DeleteSnapshot(id, keepMark)
+	case there && !keepMark:
+		return data.DropMark(id)
+	}
 	return nil
 }
 

@@ -172,6 +172,11 @@ func (c *Catalog) Close() error {
 	return nil
 }
 
+// GiveRoom gives up the reserve of disk space, 32 MiB, on a full disk: for
+// somebody who is about to free more, and needs a block to do it. The reserve
+// comes back when there is room to spare.
+func (c *Catalog) GiveRoom() error { return c.space.yield() }
+
 // View calls f with a transaction that reads one state and cannot write.
 func (c *Catalog) View(f func(*Tx) error) error {
 	return closedError(c.db.View(func(t *badger.Txn) error { return f(&Tx{txn: t}) }))

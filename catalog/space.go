@@ -89,6 +89,17 @@ func (s *space) release() error {
 	return err
 }
 
+// yield gives up the reserve. It comes back when there is room to spare.
+func (s *space) yield() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.reserved = false
+	if err := os.Remove(s.reservePath()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("give up the reserve: %w", err)
+	}
+	return nil
+}
+
 // take makes the reserve if there is room for it and to spare.
 func (s *space) take() error {
 	s.mu.Lock()

@@ -162,3 +162,32 @@ func TestOpenOnAFullDiskAfterAKill(t *testing.T) {
 		t.Errorf("Open: %v, want ErrFull", err)
 	}
 }
+
+// On a full disk the reserve is there for who frees space, and it comes back
+// with the first change that finds room.
+func TestGiveRoom(t *testing.T) {
+	disk := smallDisk(t, "300m")
+	dir := filepath.Join(disk, "catalog")
+	c := open(t, dir)
+	empty := fillDisk(t, disk)
+	file := filepath.Join(disk, "file")
+	if err := os.WriteFile(file, make([]byte, 4096), 0o600); !errors.Is(err, unix.ENOSPC) {
+		t.Fatalf("write on a full disk: %v, want %v", err, unix.ENOSPC)
+	}
+	for range 2 { // Twice is no error.
+		if err := c.GiveRoom(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := os.WriteFile(file, make([]byte, reserveSize/2), 0o600); err != nil {
+		t.Errorf("write after the reserve was given up: %v", err)
+	}
+	empty()
+	err := c.Update(func(tx *Tx) error { return Operations.Put(tx, Operation{ID: layers.NewID()}) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "reserve")); err != nil {
+		t.Errorf("the reserve did not come back: %v", err)
+	}
+}

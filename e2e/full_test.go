@@ -40,7 +40,7 @@ func TestFullDisk(t *testing.T) {
 			// The guest may or may not get something through now.
 			writeSynced(filepath.Join(g.dir(), "on-full-disk"), make([]byte, 8*MiB))
 			checkFilled(t, d, disk.folder, filled)
-			if warning := d.varve("status"); !strings.Contains(warning, "full") && !strings.Contains(warning, "free") {
+			if warning := d.varve("status"); !strings.Contains(warning, "is full") && !strings.Contains(warning, "has only") {
 				t.Errorf("status does not warn:\n%s", warning)
 			}
 
