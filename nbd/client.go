@@ -16,6 +16,7 @@ import (
 type ClientOptions struct {
 	Timeout  time.Duration // for connecting and the handshake; 0: 30 seconds
 	InFlight int           // requests that wait for their reply at once; 0: 64
+	Contexts []string      // metadata contexts to ask for beside base:allocation
 }
 
 const (
@@ -46,10 +47,10 @@ type Client struct {
 	size       int64 // bytes
 	flags      uint16
 	structured bool
-	allocation bool   // base:allocation was agreed on
-	context    uint32 // its number
-	least      int64  // smallest block, and what requests are aligned to
-	most       int64  // largest payload, a multiple of least
+	extended   bool              // extended headers; structured is true then
+	contexts   map[string]uint32 // numbers of the metadata contexts that were agreed on
+	least      int64             // smallest block, and what requests are aligned to
+	most       int64             // largest payload, a multiple of least
 
 	conn  net.Conn
 	in    *bufio.Reader
@@ -96,11 +97,11 @@ func Dial(ctx context.Context, uri string, o ClientOptions) (*Client, error) {
 		uri: uri, conn: conn, in: bufio.NewReaderSize(conn, 64<<10),
 		slots: make(chan struct{}, o.InFlight), out: make(chan *clientCall, o.InFlight),
 		dead: make(chan struct{}), wrote: make(chan struct{}), ended: make(chan struct{}),
-		pending: map[uint64]*clientCall{},
+		pending: map[uint64]*clientCall{}, contexts: map[string]uint32{},
 	}
 	conn.SetDeadline(time.Now().Add(o.Timeout)) // a socket takes any deadline
 	interrupt := context.AfterFunc(ctx, func() { conn.Close() })
-	err = c.shake(ctx, address)
+	err = c.shake(ctx, address, o.Contexts)
 	if !interrupt() && err == nil {
 		err = ctx.Err()
 	}
@@ -126,7 +127,14 @@ func (c *Client) ReadOnly() bool { return c.flags&flagReadOnly != 0 }
 
 // Sparse reports whether the server tells data from zeros. If not, all of the
 // export counts as data.
-func (c *Client) Sparse() bool { return c.allocation }
+func (c *Client) Sparse() bool { return c.Tells(allocation) }
+
+// Tells reports whether the server has agreed to a metadata context: only
+// base:allocation and those of ClientOptions.Contexts are asked for.
+func (c *Client) Tells(context string) bool {
+	_, agreed := c.contexts[context]
+	return agreed
+}
 
 // Close takes leave of the server and ends the connection. What still waits
 // for a reply fails with layers.ErrClosed, and so does all that comes later. It

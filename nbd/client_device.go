@@ -1,6 +1,8 @@
 package nbd
 
 import (
+	"encoding/binary"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -9,12 +11,14 @@ import (
 	"varve/layers"
 )
 
-// The largest ranges of requests without a payload, in bytes. The protocol's
-// lengths have 32 bits; a server that has to write the zeros should not be
-// silent for long.
+// The largest ranges of requests without a payload, in bytes. Lengths of the
+// compact form have 32 bits; a server that has to write the zeros should not be
+// silent for long, and one that speaks the extended form knows how not to.
 const (
-	maxZeroes = 256 << 20
-	maxStatus = 1 << 30
+	maxZeroes         = 256 << 20
+	maxZeroesExtended = 64 << 30
+	maxStatus         = 1 << 30
+	maxStatusExtended = 1 << 40
 )
 
 // ReadAt reads as io.ReaderAt says. A long read is several requests, one after
@@ -143,6 +147,9 @@ func (c *Client) WriteZeroes(off, n int64) error {
 func (c *Client) zeroSome(off, n int64) (int64, error) {
 	head := off % c.least
 	whole := min(n, maxZeroes)
+	if c.extended {
+		whole = min(n, maxZeroesExtended)
+	}
 	whole -= whole % c.least
 	if c.flags&flagSendWriteZeroes != 0 && head == 0 && whole > 0 {
 		defer c.shared()()
@@ -185,20 +192,43 @@ func (c *Client) Flush() error {
 func (c *Client) Extents(off, n int64) iter.Seq2[layers.Extent, error] {
 	return func(yield func(layers.Extent, error) bool) {
 		off, end := max(off, 0), min(off+n, c.size)
-		if !c.allocation {
+		if !c.Sparse() {
 			if off < end {
 				yield(layers.Extent{Off: off, Len: end - off, Kind: layers.Data}, nil)
 			}
 			return
 		}
-		for off < end {
-			found, err := c.blockStatus(off, end)
-			if err != nil {
-				yield(layers.Extent{}, err)
+		for r, err := range c.Runs(allocation, off, end-off) {
+			e := layers.Extent{Off: r.Off, Len: r.Len, Kind: layers.Data}
+			if r.Value&stateZero != 0 {
+				e.Kind = layers.Zero // all else must be read
+			}
+			if !yield(e, err) || err != nil {
 				return
 			}
-			for _, e := range found {
-				if e = e.Clip(off, end-off); e.Len > 0 && !yield(e, nil) {
+		}
+	}
+}
+
+// Runs yields what the server says of [off, off+n) in a metadata context, without
+// gaps; neighbours may have the same value. One that was not agreed on is
+// errors.ErrUnsupported.
+func (c *Client) Runs(context string, off, n int64) iter.Seq2[layers.Run, error] {
+	return func(yield func(layers.Run, error) bool) {
+		if !c.Tells(context) {
+			yield(layers.Run{}, fmt.Errorf("block status of %s: the server does not tell %s: %w", c.uri, context, errors.ErrUnsupported))
+			return
+		}
+		off, end := max(off, 0), min(off+n, c.size)
+		for off < end {
+			found, err := c.blockStatus(c.contexts[context], off, end)
+			if err != nil {
+				yield(layers.Run{}, err)
+				return
+			}
+			for _, r := range found {
+				start, stop := max(r.Off, off), min(r.End(), end)
+				if start < stop && !yield(layers.Run{Off: start, Len: stop - start, Value: r.Value}, nil) {
 					return
 				}
 			}
@@ -208,12 +238,19 @@ func (c *Client) Extents(off, n int64) iter.Seq2[layers.Extent, error] {
 }
 
 // blockStatus asks about [off, end) or a part of it that begins with off. There
-// is at least one extent.
-func (c *Client) blockStatus(off, end int64) ([]layers.Extent, error) {
+// is at least one run.
+func (c *Client) blockStatus(context uint32, off, end int64) ([]layers.Run, error) {
 	start := off - off%c.least
 	n := min(end-start, maxStatus)
+	if c.extended {
+		n = min(end-start, maxStatusExtended)
+	}
 	n = (n + c.least - 1) / c.least * c.least
-	call := &clientCall{cmd: cmdBlockStatus, off: start, n: n}
+	call := &clientCall{cmd: cmdBlockStatus, off: start, n: n, context: context}
+	if len(c.contexts) > 1 && c.flags&flagStatusPayload != 0 { // the server need not find out the others
+		call.payload = binary.BigEndian.AppendUint64(nil, uint64(n))
+		call.payload = binary.BigEndian.AppendUint32(call.payload, context)
+	}
 	if err := c.do(call); err != nil {
 		return nil, c.opError("block status", start, n, err)
 	}

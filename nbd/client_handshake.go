@@ -10,6 +10,7 @@ import (
 	"io/fs"
 	"math"
 	"math/bits"
+	"slices"
 	"strconv"
 )
 
@@ -23,7 +24,7 @@ const (
 
 // shake negotiates everything up to the transmission: the newest that both
 // sides speak, with every fallback that the protocol document names.
-func (c *Client) shake(ctx context.Context, a Address) error {
+func (c *Client) shake(ctx context.Context, a Address, contexts []string) error {
 	var greeting [18]byte
 	if err := c.read(greeting[:]); err != nil {
 		return fmt.Errorf("greeting: %w", err)
@@ -53,7 +54,7 @@ func (c *Client) shake(ctx context.Context, a Address) error {
 	if err := c.agreeStructured(); err != nil {
 		return err
 	}
-	if err := c.agreeAllocation(a.Export); err != nil {
+	if err := c.agreeContexts(a.Export, append([]string{allocation}, contexts...)); err != nil {
 		return err
 	}
 	if err := c.enterExport(a.Export, agreed&flagNoZeroes != 0); err != nil {
@@ -85,29 +86,45 @@ func (c *Client) startTLS(ctx context.Context, a Address) error {
 	return nil
 }
 
-// agreeStructured asks for structured replies. A server may refuse.
+// agreeStructured asks for extended headers, or else for structured replies. A
+// server may refuse both.
 func (c *Client) agreeStructured() error {
-	err := c.option(optStructuredReply, nil, nil)
+	err := c.option(optExtendedHeaders, nil, nil)
+	c.extended = err == nil
+	if err := unlessRefused(err); err != nil {
+		return err
+	}
+	if !c.extended {
+		err = c.option(optStructuredReply, nil, nil)
+	}
 	c.structured = err == nil
 	return unlessRefused(err)
 }
 
-// agreeAllocation asks for the block status of base:allocation.
-func (c *Client) agreeAllocation(export string) error {
+// agreeContexts asks for the block status of metadata contexts.
+func (c *Client) agreeContexts(export string, names []string) error {
 	if !c.structured {
 		return nil
 	}
 	query := appendString(nil, export)
-	query = binary.BigEndian.AppendUint32(query, 1)
-	query = appendString(query, allocation)
+	query = binary.BigEndian.AppendUint32(query, uint32(len(names)))
+	for _, name := range names {
+		query = appendString(query, name)
+	}
+	numbers := map[uint32]bool{}
 	err := c.option(optSetMetaContext, query, func(kind uint32, data []byte) error {
-		if kind == repMetaContext && len(data) >= 4 && string(data[4:]) == allocation {
-			c.context, c.allocation = binary.BigEndian.Uint32(data), true
+		if kind != repMetaContext || len(data) < 4 {
+			return nil
 		}
+		name, number := string(data[4:]), binary.BigEndian.Uint32(data)
+		if !slices.Contains(names, name) || numbers[number] {
+			return fmt.Errorf("%w: context %.40q with number %d", errBreach, name, number)
+		}
+		c.contexts[name], numbers[number] = number, true
 		return nil
 	})
 	if err != nil {
-		c.allocation = false
+		clear(c.contexts)
 	}
 	return unlessRefused(err)
 }

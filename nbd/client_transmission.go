@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"slices"
 	"strconv"
@@ -26,12 +27,13 @@ type clientCall struct {
 	cmd     uint16
 	off     int64
 	n       int64
-	payload []byte // of WRITE
+	payload []byte // of WRITE; of BLOCK_STATUS for some contexts
+	context uint32 // of BLOCK_STATUS, its number
 
 	into    []byte          // of READ, n bytes
 	arrived []layers.Extent // parts of into that came, in order, apart
-	status  []layers.Extent // of BLOCK_STATUS
-	stated  bool            // a block status came
+	status  []layers.Run    // of BLOCK_STATUS
+	stated  map[uint32]bool // the contexts whose block status came
 
 	refused error // what an error chunk said; the reply's end is yet to come
 
@@ -46,7 +48,7 @@ func (c *Client) send() {
 	defer close(c.wrote)
 	var (
 		calls   []*clientCall
-		heads   [gathered][lenRequest]byte
+		heads   [gathered][lenExtended]byte
 		vectors [2 * gathered][]byte
 	)
 	for {
@@ -62,7 +64,7 @@ func (c *Client) send() {
 		}
 		pieces := net.Buffers(vectors[:0])
 		for i, call := range calls {
-			pieces = append(pieces, call.head(heads[i][:0]))
+			pieces = append(pieces, call.head(heads[i][:0], c.extended))
 			if len(call.payload) > 0 {
 				pieces = append(pieces, call.payload)
 			}
@@ -89,13 +91,23 @@ func (c *Client) write(pieces *net.Buffers) error {
 	return err
 }
 
-func (call *clientCall) head(p []byte) []byte {
-	p = binary.BigEndian.AppendUint32(p, magicRequest)
-	p = binary.BigEndian.AppendUint16(p, 0)
+func (call *clientCall) head(p []byte, extended bool) []byte {
+	magic, flags, n := magicRequest, uint16(0), uint64(call.n)
+	if extended {
+		magic = magicExtendedRequest
+		if len(call.payload) > 0 {
+			flags, n = cmdFlagPayload, uint64(len(call.payload))
+		}
+	}
+	p = binary.BigEndian.AppendUint32(p, magic)
+	p = binary.BigEndian.AppendUint16(p, flags)
 	p = binary.BigEndian.AppendUint16(p, call.cmd)
 	p = binary.BigEndian.AppendUint64(p, call.cookie)
 	p = binary.BigEndian.AppendUint64(p, uint64(call.off))
-	return binary.BigEndian.AppendUint32(p, uint32(call.n))
+	if extended {
+		return binary.BigEndian.AppendUint64(p, n)
+	}
+	return binary.BigEndian.AppendUint32(p, uint32(n))
 }
 
 // receive is the reader: it takes replies until the connection ends, and then
@@ -126,6 +138,9 @@ func (c *Client) receive() {
 
 // reply takes one simple reply or one chunk. An error ends the connection.
 func (c *Client) reply() error {
+	if c.extended {
+		return c.extendedReply()
+	}
 	var head [lenChunk]byte
 	if _, err := io.ReadFull(c.in, head[:lenSimple]); err != nil {
 		return err
@@ -144,8 +159,33 @@ func (c *Client) reply() error {
 	if err != nil {
 		return err
 	}
+	return c.take(call, head[:], uint64(binary.BigEndian.Uint32(head[16:])))
+}
+
+// extendedReply takes a chunk of the extended form, which is all that comes in
+// it: "Extended reply chunk message".
+func (c *Client) extendedReply() error {
+	var head [lenExtended]byte
+	if _, err := io.ReadFull(c.in, head[:]); err != nil {
+		return err
+	}
+	if binary.BigEndian.Uint32(head[:]) != magicExtendedReply {
+		return fmt.Errorf("%w: reply %x", errBreach, head)
+	}
+	call, err := c.find(binary.BigEndian.Uint64(head[8:]))
+	if err != nil {
+		return err
+	}
+	if off := binary.BigEndian.Uint64(head[16:]); off != uint64(call.off) {
+		return fmt.Errorf("%w: a reply with offset %d to a request with %d", errBreach, off, call.off)
+	}
+	return c.take(call, head[:], binary.BigEndian.Uint64(head[24:]))
+}
+
+// take takes the n bytes of a chunk whose head has come.
+func (c *Client) take(call *clientCall, head []byte, n uint64) error {
 	flags, kind := binary.BigEndian.Uint16(head[4:]), binary.BigEndian.Uint16(head[6:])
-	if err := c.chunk(call, kind, flags, binary.BigEndian.Uint32(head[16:])); err != nil {
+	if err := c.chunk(call, kind, flags, n); err != nil {
 		return err
 	}
 	if flags&chunkDone != 0 {
@@ -176,18 +216,20 @@ func (c *Client) simple(errno uint32, cookie uint64) error {
 }
 
 // chunk takes the content of a reply chunk: "Structured reply chunk message".
-func (c *Client) chunk(call *clientCall, kind, flags uint16, n uint32) error {
+func (c *Client) chunk(call *clientCall, kind, flags uint16, n uint64) error {
 	var err error
 	switch {
 	case kind == chunkNone && n == 0 && flags&chunkDone != 0:
-	case kind == chunkOffsetData && call.cmd == cmdRead && n > 8:
+	case kind == chunkOffsetData && call.cmd == cmdRead && n > 8 && n <= 8+maxPayload:
 		err = c.dataChunk(call, int64(n)-8)
 	case kind == chunkOffsetHole && call.cmd == cmdRead && n == 12:
 		err = c.holeChunk(call)
-	case kind == chunkBlockStatus && call.cmd == cmdBlockStatus && n >= 12 && (n-4)%8 == 0 && (n-4)/8 <= maxDescriptors:
+	case kind == chunkBlockStatus && !c.extended && call.cmd == cmdBlockStatus && n >= 12 && (n-4)%8 == 0 && (n-4)/8 <= maxDescriptors:
 		err = c.statusChunk(call, int64(n-4)/8)
+	case kind == chunkStatusExt && c.extended && call.cmd == cmdBlockStatus && n >= 24 && (n-8)%16 == 0 && (n-8)/16 <= maxDescriptors:
+		err = c.statusChunk(call, int64(n-8)/16)
 	case kind&(1<<15) != 0 && n >= 6 && n <= 6+maxMessage+8:
-		err = c.errorChunk(call, n)
+		err = c.errorChunk(call, uint32(n))
 	default:
 		err = fmt.Errorf("%w: chunk of type %#x, flags %#x and %d bytes to command %d", errBreach, kind, flags, n, call.cmd)
 	}
@@ -250,40 +292,66 @@ func (call *clientCall) place(at uint64, n int64) ([]byte, error) {
 	return call.into[start-call.off:][:n], nil
 }
 
-// statusChunk takes the descriptors of base:allocation. Where zeros are said,
-// the bytes are zero; all else must be read.
+// statusChunk takes the descriptors of one context, and keeps them if it is the
+// one that was asked for: without a filter a server tells all.
 func (c *Client) statusChunk(call *clientCall, count int64) error {
-	var d [8]byte
-	if err := c.read(d[:4]); err != nil {
+	var d [16]byte
+	size := 8 // bytes of a descriptor
+	head := d[:4]
+	if c.extended {
+		size, head = 16, d[:8]
+	}
+	if err := c.read(head); err != nil {
 		return err
 	}
-	if id := binary.BigEndian.Uint32(d[:]); id != c.context || call.stated {
+	id := binary.BigEndian.Uint32(d[:])
+	filtered := len(call.payload) > 0
+	if call.stated[id] || !c.isContext(id) || filtered && id != call.context {
 		return fmt.Errorf("%w: block status of context %d", errBreach, id)
 	}
-	call.stated = true
+	if c.extended && int64(binary.BigEndian.Uint32(d[4:])) != count {
+		return fmt.Errorf("%w: block status with %d descriptors that says it has %d", errBreach, count, binary.BigEndian.Uint32(d[4:]))
+	}
+	if call.stated == nil {
+		call.stated = map[uint32]bool{}
+	}
+	call.stated[id] = true
 	off, end := call.off, call.off+call.n
 	for range count {
-		if err := c.read(d[:]); err != nil {
+		if err := c.read(d[:size]); err != nil {
 			return err
 		}
-		n, state := int64(binary.BigEndian.Uint32(d[:])), binary.BigEndian.Uint32(d[4:])
-		if n == 0 || off >= end {
-			return fmt.Errorf("%w: block status with %d bytes at %d, asked up to %d", errBreach, n, off, end)
+		n, value := uint64(binary.BigEndian.Uint32(d[:])), uint64(binary.BigEndian.Uint32(d[4:]))
+		if c.extended {
+			n, value = binary.BigEndian.Uint64(d[:]), binary.BigEndian.Uint64(d[8:])
 		}
-		e := layers.Extent{Off: off, Len: min(n, end-off), Kind: layers.Data}
-		if state&stateZero != 0 {
-			e.Kind = layers.Zero
+		if n == 0 || off >= end || value > math.MaxUint32 {
+			return fmt.Errorf("%w: block status with %d bytes of %#x at %d, asked up to %d", errBreach, n, value, off, end)
 		}
-		off = e.End() // the last one may go beyond what was asked
+		r := layers.Run{Off: off, Len: int64(min(n, uint64(end-off))), Value: uint32(value)}
+		off = r.End() // the last one may go beyond what was asked
+		if id != call.context {
+			continue
+		}
 		last := len(call.status) - 1
 		switch {
-		case last >= 0 && call.status[last].Kind == e.Kind && call.status[last].End() == e.Off:
-			call.status[last].Len += e.Len
+		case last >= 0 && call.status[last].Value == r.Value && call.status[last].End() == r.Off:
+			call.status[last].Len += r.Len
 		case len(call.status) < maxKept:
-			call.status = append(call.status, e)
+			call.status = append(call.status, r)
 		}
 	}
 	return nil
+}
+
+// isContext says whether a metadata context of that number was agreed on.
+func (c *Client) isContext(number uint32) bool {
+	for _, n := range c.contexts {
+		if n == number {
+			return true
+		}
+	}
+	return false
 }
 
 // errorChunk takes ERROR, ERROR_OFFSET, and errors that are yet to be invented,
