@@ -40,6 +40,7 @@ lint:
 
 setup:
 	e2e/setup.sh
+	e2e/peers.sh
 
 soak: setup build
 	e2e/soak.sh $(SEEDS)

@@ -136,6 +136,10 @@ func (c *Client) Tells(context string) bool {
 	return agreed
 }
 
+// Extended reports whether extended headers were agreed on, so that one request
+// can be about more than 4 GiB.
+func (c *Client) Extended() bool { return c.extended }
+
 // Close takes leave of the server and ends the connection. What still waits
 // for a reply fails with layers.ErrClosed, and so does all that comes later. It
 // does not flush.

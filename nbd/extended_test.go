@@ -122,14 +122,16 @@ func TestExtendedHeaders(t *testing.T) {
 				}
 			}
 		}},
-		{"E06 WRITE without PAYLOAD_LEN has no payload", func(t *testing.T) {
+		{"E06 WRITE without PAYLOAD_LEN has a payload all the same", func(t *testing.T) {
 			c := b.selecting(t, true)
 			c.offsets[5] = 0
-			c.send(wire(uint32(wireExtRequestMagic), uint16(0), uint16(cmdWrite), uint64(5), uint64(0), uint64(512)))
-			if _, errno := c.simple(); errno != eINVAL {
+			c.send(wire(uint32(wireExtRequestMagic), uint16(0), uint16(cmdWrite), uint64(5), uint64(0), uint64(512)), pattern(8, 512))
+			if _, errno := c.simple(); errno != 0 {
 				t.Errorf("error %d", errno)
 			}
-			c.alive()
+			if !bytes.Equal(c.get(0, 512), pattern(8, 512)) {
+				t.Error("read back other bytes")
+			}
 		}},
 		{"E07 TRIM, WRITE_ZEROES, CACHE and BLOCK_STATUS beyond 32 bits", func(t *testing.T) {
 			c := b.selecting(t, true, "base:allocation")

@@ -11,7 +11,9 @@ import (
 //
 // In the compact form a WRITE is followed by length bytes of payload, and
 // nothing else is. In the extended form PAYLOAD_LEN says whether the length is
-// that of a payload or the number of bytes to act on.
+// that of a payload or the number of bytes to act on. A WRITE must have it; one
+// without is taken as if it had, because there are clients that forget it, and
+// no other meaning that it could have.
 type request struct {
 	flags, cmd uint16
 	extended   bool   // the form, of the reply too
@@ -34,6 +36,9 @@ func parseRequest(p []byte, extended bool) (request, bool) {
 	}
 	if extended {
 		r.n = binary.BigEndian.Uint64(p[24:])
+		if r.cmd == cmdWrite {
+			r.flags |= cmdFlagPayload
+		}
 		return r, binary.BigEndian.Uint32(p) == magicExtendedRequest
 	}
 	r.n = uint64(binary.BigEndian.Uint32(p[24:]))
@@ -76,7 +81,6 @@ var (
 	refusedLarge    = &refusal{errnoInval, "more than 33554432 bytes in one request"}
 	refusedContext  = &refusal{errnoInval, "no metadata context was selected for this export"}
 	refusedFilter   = &refusal{errnoInval, "the metadata contexts asked for are not some of those that were selected, each once"}
-	refusedPayload  = &refusal{errnoInval, "a write without a payload"}
 	refusedEmpty    = &refusal{errnoInval, "a block status of nothing"}
 	refusedFastZero = &refusal{errnoNotSup, "zeros cannot be written fast without making a hole"}
 )
@@ -109,8 +113,6 @@ func (s *session) check(r *request) *refusal {
 	switch {
 	case r.flags&^allowed != 0:
 		return refusedFlag
-	case r.cmd == cmdWrite && r.extended && r.flags&cmdFlagPayload == 0:
-		return refusedPayload
 	case s.late.Load():
 		return refusedLate
 	case r.changes() && s.readOnly:
