@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 )
 
@@ -484,5 +485,40 @@ func TestSealFlushesLateWrites(t *testing.T) {
 	got := make([]byte, BlockSize)
 	if _, err := w.ReadAt(got, 9*BlockSize); err != nil || !bytes.Equal(got, late) {
 		t.Errorf("the late write is not in the snapshot: %v", err)
+	}
+}
+
+// V9: a checkpoint that runs while a write is on its way to the data file does
+// not keep the next one from syncing it.
+func TestCheckpointDuringWrite(t *testing.T) {
+	d := newMemDisk()
+	m := newModel(t, d, rand.New(rand.NewPCG(1, 1)), 64*BlockSize, smallTuning)
+	during := false
+	d.fail = func(op, name string) error {
+		if op == "write" && strings.HasSuffix(name, ".data") && !during {
+			during = true
+			return m.v.checkpoint()
+		}
+		return nil
+	}
+	want := bytes.Repeat([]byte{5}, BlockSize)
+	if _, err := m.v.WriteAt(want, 9*BlockSize); err != nil {
+		t.Fatal(err)
+	}
+	if !during {
+		t.Fatal("no checkpoint ran during the write")
+	}
+	if err := errors.Join(m.v.Flush(), m.v.checkpoint()); err != nil {
+		t.Fatal(err)
+	}
+	for seed := range uint64(20) {
+		v, err := openVolume(d.crash(rand.New(rand.NewPCG(seed, 2))), Options{}, smallTuning)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := make([]byte, BlockSize)
+		if _, err := v.ReadAt(got, 9*BlockSize); err != nil || !bytes.Equal(got, want) {
+			t.Fatalf("seed %d: the block that was flushed is lost: %v", seed, err)
+		}
 	}
 }

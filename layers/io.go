@@ -200,7 +200,6 @@ func (v *Volume) WriteAt(p []byte, off int64) (int, error) {
 
 // writeBlocks writes whole blocks, or the whole of the last one.
 func (v *Volume) writeBlocks(p []byte, off int64) (int, error) {
-	v.head.unsynced.Store(true)
 	if err := v.head.data.writeAt(p, off); err != nil {
 		return 0, err
 	}
@@ -222,6 +221,9 @@ func (v *Volume) note(b, end int64, kind Kind) error {
 	}
 	v.meta.Lock()
 	defer v.meta.Unlock()
+	// After the data, or a checkpoint that synced before it would leave the next
+	// one nothing to sync; before the kind, which a checkpoint writes.
+	v.head.unsynced.Store(true)
 	if err := v.head.set(b, end, kind); err != nil {
 		return err
 	}
@@ -343,7 +345,6 @@ func (v *Volume) zeroBlocks(b, end int64) error {
 	for b < end {
 		val, stop := v.live.run(b, end)
 		if val == v.head.slot {
-			v.head.unsynced.Store(true)
 			if err := v.head.data.punch(b*BlockSize, (stop-b)*BlockSize); err != nil {
 				return err
 			}
