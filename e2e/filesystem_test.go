@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -97,4 +99,43 @@ func TestFileSystem(t *testing.T) {
 	}
 	unmount()
 	detach()
+}
+
+// TestTrim gives the space of a removed file back through fstrim. V2
+func TestTrim(t *testing.T) {
+	testbed.RequireRoot(t)
+	d := startDaemon(t)
+	d.varve("volume", "create", "disk", "--size", "256M")
+	device, _ := attachLoop(t, d, "disk")
+	makeFS(t, "ext4", device)
+	dir := t.TempDir()
+	mount(t, "rw", device, dir)
+	empty := actualSize(t, d, "disk")
+
+	file := filepath.Join(dir, "file")
+	if err := writeSynced(file, bytes.Repeat([]byte("not zero"), 8*MiB)); err != nil {
+		t.Fatal(err)
+	}
+	if full := actualSize(t, d, "disk"); full < empty+64*MiB {
+		t.Errorf("with a file of 64 MiB the volume takes %d bytes, %d without", full, empty)
+	}
+	if err := errors.Join(os.Remove(file), syncFile(dir)); err != nil {
+		t.Fatal(err)
+	}
+	client(t, "fstrim", dir)
+	if trimmed := actualSize(t, d, "disk"); trimmed > empty+MiB {
+		t.Errorf("after fstrim the volume takes %d bytes, %d before the file was written", trimmed, empty)
+	}
+}
+
+// actualSize is what volume show says that a volume takes, in bytes.
+func actualSize(t *testing.T, d *daemon, volume string) int64 {
+	t.Helper()
+	var shown struct {
+		ActualSize int64 `json:"actual_size"`
+	}
+	if err := json.Unmarshal([]byte(d.varve("volume", "show", volume, "--long", "-o", "json")), &shown); err != nil {
+		t.Fatal(err)
+	}
+	return shown.ActualSize
 }
