@@ -58,6 +58,7 @@
 //
 // # Locks
 //
+// Server.mu is taken before outbox.mu, and that before budget.mu.
 // schedule.mu and outbox.mu are never held together, nor while the device or
 // the socket is called. Server.mu is not held while a session works.
 // Client.partial is taken before a request is sent; Client.mu is innermost.

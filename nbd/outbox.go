@@ -4,7 +4,9 @@ import (
 	"errors"
 	"net"
 	"sync"
+	"sync/atomic"
 	"syscall"
+	"time"
 	"unsafe"
 
 	"golang.org/x/sys/unix"
@@ -29,11 +31,18 @@ type outbox struct {
 	cork  *corked         // of conn, if it is encrypted
 	limit int64           // bytes
 
+	// budget bounds all connections together; nil does not. Of the charge,
+	// drawn has been taken from it. done is closed when the connection is torn
+	// down.
+	budget *budget
+	done   <-chan struct{}
+
 	mu      sync.Mutex
 	changed sync.Cond // charge or ahead has shrunk, sending has ended, pressed or dead is set
 	queue   []*batch
 	sending bool // somebody owns the fields of the sender
 	charge  int64
+	drawn   int64
 	ahead   int64 // bytes of replies that were handed in and not sent
 	pressed bool  // the reader needs workers: none waits for ahead to shrink
 	dead    bool  // the connection takes no more replies
@@ -46,7 +55,11 @@ type outbox struct {
 	writeErr error
 	step     func(fd uintptr) bool // writeSome, bound once
 
-	stalled chan struct{} // hands the sending over to the outbox's goroutine
+	// Unix times in nanoseconds.
+	progress  atomic.Int64 // when the client last took something
+	receiving atomic.Int64 // since when a payload is being received; 0: none is
+
+	handed  chan struct{} // hands the sending over to the outbox's goroutine
 	started bool          // that goroutine; of the reader
 	ended   chan struct{} // that goroutine is gone
 }
@@ -55,7 +68,7 @@ func (o *outbox) init(conn net.Conn, limit int64) {
 	o.conn, o.limit = conn, limit
 	o.changed.L = &o.mu
 	o.step = o.writeSome
-	o.stalled = make(chan struct{}, 1)
+	o.handed = make(chan struct{}, 1)
 	o.ended = make(chan struct{})
 	if s, ok := conn.(syscall.Conn); ok {
 		if raw, err := s.SyscallConn(); err == nil {
@@ -69,18 +82,61 @@ func (o *outbox) init(conn net.Conn, limit int64) {
 // dead. Only the reader calls it, with no reply of its own held back.
 func (o *outbox) acquire(n int64) bool {
 	o.mu.Lock()
-	defer o.mu.Unlock()
 	for o.charge > 0 && o.charge+n > o.limit && !o.dead {
 		o.changed.Wait()
 	}
 	o.charge += n
-	return !o.dead
+	dead := o.dead
+	o.mu.Unlock()
+	return o.draw() && !dead
+}
+
+// draw takes from the budget what the charge needs, and waits for it. It is
+// false if the connection was torn down meanwhile. Only the reader calls it.
+func (o *outbox) draw() bool {
+	if o.budget == nil {
+		return true
+	}
+	o.mu.Lock()
+	need := o.charge - freeCharge - o.drawn
+	o.mu.Unlock()
+	if need <= 0 {
+		return true
+	}
+	if !o.budget.take(need, o.done) {
+		return false
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.drawn += need
+	o.repay() // replies may have left meanwhile
+	return true
+}
+
+// repay gives back what the charge needs no more. The caller holds mu.
+func (o *outbox) repay() {
+	if back := o.drawn - max(o.charge-freeCharge, 0); back > 0 {
+		o.drawn -= back
+		o.budget.give(back)
+	}
+}
+
+// stalled says whether replies wait and the client has taken nothing for a
+// while, or a payload that has room here has not come in three times as long.
+func (o *outbox) stalled(while time.Duration) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	if since := o.receiving.Load(); since != 0 && time.Since(time.Unix(0, since)) > 3*while {
+		return true
+	}
+	return o.sending && time.Since(time.Unix(0, o.progress.Load())) > while
 }
 
 // release gives back what acquire took for a request that has no reply.
 func (o *outbox) release(n int64) {
 	o.mu.Lock()
 	o.charge -= n
+	o.repay()
 	o.changed.Broadcast()
 	o.mu.Unlock()
 }
@@ -104,6 +160,7 @@ func (o *outbox) sendInline(b *batch) {
 		o.changed.Wait()
 	}
 	o.mu.Unlock()
+	o.draw() // a connection that was torn down is noticed by the next read
 }
 
 // sendPatient takes a worker's batch whose charge was acquired. It may wait for
@@ -149,6 +206,7 @@ func (o *outbox) push(b *batch, charge int64) bool {
 		return false
 	}
 	o.sending = true
+	o.progress.Store(time.Now().UnixNano())
 	return true
 }
 
@@ -175,6 +233,7 @@ func (o *outbox) next() bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
 	o.charge -= charge
+	o.repay()
 	o.ahead -= sent
 	o.dead = o.dead || o.writeErr != nil
 	o.out, o.queue = o.queue, o.out[:0]
@@ -232,6 +291,7 @@ func (o *outbox) writeSome(fd uintptr) bool {
 		switch errno {
 		case 0:
 			o.advance(int(n))
+			o.progress.Store(time.Now().UnixNano())
 		case unix.EINTR:
 		case unix.EAGAIN:
 			return !o.patient
@@ -273,6 +333,7 @@ func (o *outbox) writePlain() {
 			o.writeErr = err
 			return
 		}
+		o.progress.Store(time.Now().UnixNano())
 	}
 	o.left = nil
 }
@@ -290,13 +351,13 @@ func (o *outbox) handOver() {
 		o.started = true
 		go func() {
 			defer close(o.ended)
-			for range o.stalled {
+			for range o.handed {
 				o.write(true)
 				o.send(true)
 			}
 		}()
 	}
-	o.stalled <- struct{}{} // never blocks: there is one sender
+	o.handed <- struct{}{} // never blocks: there is one sender
 }
 
 // drain waits until everything handed in is sent, or the connection is dead.
@@ -311,10 +372,14 @@ func (o *outbox) drain() {
 // close ends the outbox's goroutine. Nothing is handed in any more.
 func (o *outbox) close() {
 	o.drain()
-	close(o.stalled)
+	close(o.handed)
 	if o.started {
 		<-o.ended
 	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.charge = 0 // of requests that were torn down
+	o.repay()
 }
 
 // lost is why replies could not be sent, or nil. It may be asked after close.

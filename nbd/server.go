@@ -45,6 +45,15 @@ type Server struct {
 	// connection; beyond it the connection is not read. Zero means 32 MiB.
 	InFlight int64
 
+	// TotalInFlight bounds those bytes over all connections, beyond 1 MiB that
+	// each may hold anyway. When it is reached, larger requests wait for each
+	// other, and connections whose clients have taken no reply for
+	// StallTimeout are closed. Zero means 512 MiB.
+	TotalInFlight int64
+
+	// StallTimeout is that time. Zero means 10 seconds.
+	StallTimeout time.Duration
+
 	// HandshakeTimeout bounds the time from accept to the first request.
 	// Zero means 30 seconds.
 	HandshakeTimeout time.Duration
@@ -54,6 +63,7 @@ type Server struct {
 	listeners map[net.Listener]struct{}
 	sessions  map[*session]context.CancelFunc
 	ended     sync.Cond // sessions has shrunk, or was abandoned
+	budget    budget
 }
 
 // Serve accepts connections from l, which it closes, until ctx ends or
@@ -112,6 +122,7 @@ func (s *Server) start(ctx context.Context, conn net.Conn, sessions *sync.WaitGr
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	t := newSession(ctx, s, conn)
+	t.out.budget, t.out.done = &s.budget, ctx.Done()
 	s.mu.Lock()
 	refused := s.closing || len(s.sessions) >= s.maxConnections()
 	if !refused {
@@ -174,6 +185,18 @@ func (s *Server) abandon() {
 	s.ended.Broadcast()
 }
 
+// dropStalled closes the connections whose clients take no replies.
+func (s *Server) dropStalled() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for t, cancel := range s.sessions {
+		if t.out.stalled(s.budget.after) {
+			t.log.Warn("nbd: the client takes no replies while others wait for memory: its connection is closed", "for", s.budget.after)
+			cancel()
+		}
+	}
+}
+
 // Connections is the number of connections that are served now.
 func (s *Server) Connections() int {
 	s.mu.Lock()
@@ -186,6 +209,9 @@ func (s *Server) init() {
 		s.listeners = make(map[net.Listener]struct{})
 		s.sessions = make(map[*session]context.CancelFunc)
 		s.ended.L = &s.mu
+		s.budget.limit = cmp.Or(s.TotalInFlight, 512<<20)
+		s.budget.after = cmp.Or(s.StallTimeout, 10*time.Second)
+		s.budget.relieve = s.dropStalled
 	}
 }
 

@@ -272,7 +272,10 @@ func (s *session) schedule(r *request) error {
 	var payload *buffer
 	if r.payload() > 0 {
 		payload = newBuffer(int(r.payload()))
-		if err := s.in.readFull(payload.b[:r.n]); err != nil {
+		s.out.receiving.Store(time.Now().UnixNano())
+		err := s.in.readFull(payload.b[:r.n])
+		s.out.receiving.Store(0)
+		if err != nil {
 			payload.free()
 			s.out.release(charge)
 			return err
