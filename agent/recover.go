@@ -139,6 +139,9 @@ func endVolume(v *catalog.Volume) bool {
 		}
 		v.PreviousStatus = ""
 	}
+	if v.Importing {
+		failImport(v)
+	}
 	return v.Status != was
 }
 

@@ -39,6 +39,7 @@ type NewVolume struct {
 	Snapshot    string  // the snapshot to make it of; empty: none
 	Source      string  // the volume to make it of; empty: none
 	Quiesce     Quiesce // of Source
+	Import      bool    // somebody will write its content and then say EndImport
 }
 
 // An Attachment is one opening of a volume: by an NBD client, or as a device of
@@ -85,6 +86,7 @@ type volume struct {
 	readers  map[layers.ID]int // by snapshot: who reads it now
 	busy     string            // what has the volume for itself; empty: nothing
 	reserved bool              // it is in maintenance: nobody may open it for writing
+	importer bool              // who imports it has it open
 }
 
 func newVolume(id layers.ID, data *layers.Volume, err error) *volume {
@@ -109,7 +111,7 @@ func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, 
 	now := time.Now().UTC()
 	record := catalog.Volume{
 		ID: layers.NewID(), Name: n.Name, Description: n.Description, Size: n.Size, Status: catalog.Creating,
-		Type: "default", Properties: n.Properties, Created: now, Updated: now,
+		Type: "default", Properties: n.Properties, Importing: n.Import, Created: now, Updated: now,
 	}
 	if err := a.update(func(tx *catalog.Tx) error { return catalog.Volumes.Put(tx, record) }); err != nil {
 		return catalog.Volume{}, err
@@ -253,6 +255,9 @@ func ofVolume(v catalog.Volume) named {
 // those of the snapshots.
 func (a *Agent) viewVolume(record catalog.Volume, names map[layers.ID]string) VolumeView {
 	view := VolumeView{Volume: record}
+	if record.Importing && settled(record.Status) {
+		view.Status = catalog.Creating
+	}
 	a.mu.Lock()
 	v := a.volumes[record.ID]
 	var data *layers.Volume
@@ -371,6 +376,9 @@ func (a *Agent) settleUse(v *volume) error {
 				r.Status = use
 			case settled(r.PreviousStatus):
 				r.PreviousStatus = use
+			}
+			if r.Importing && r.Status == catalog.Available && a.importerLeft(v) {
+				failImport(r)
 			}
 		})
 	})

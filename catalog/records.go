@@ -36,6 +36,7 @@ type Volume struct {
 	Type           string // volume type, "default"
 	Bootable       bool
 	Maintenance    bool // kept from its clients, whatever Status says besides
+	Importing      bool // its content is not all there yet; an importer writes it
 	Properties     map[string]string
 	SnapshotID     layers.ID     // the snapshot it was made from; zero if none
 	SourceVolumeID layers.ID     // the volume it was cloned from; zero if none

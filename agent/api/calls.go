@@ -69,6 +69,18 @@ func (c *Client) EndMaintenance(ctx context.Context, name string) (Volume, error
 	return out.Volume, err
 }
 
+// BeginImport says that who imports a volume has opened it.
+func (c *Client) BeginImport(ctx context.Context, name string) (Volume, error) {
+	out, err := call[volumeBody](ctx, c, http.MethodPost, "volumes", "volume", name, "import", nil)
+	return out.Volume, err
+}
+
+// EndImport says that a volume which was created with Importing is complete.
+func (c *Client) EndImport(ctx context.Context, name string) (Volume, error) {
+	out, err := call[volumeBody](ctx, c, http.MethodDelete, "volumes", "volume", name, "import", nil)
+	return out.Volume, err
+}
+
 // DeleteVolume removes a volume and its snapshots.
 func (c *Client) DeleteVolume(ctx context.Context, name string) error {
 	return c.remove(ctx, "volumes", "volume", name)

@@ -141,6 +141,7 @@ type NewVolume struct {
 	Metadata    map[string]string `json:"metadata,omitempty"`
 	SnapshotID  string            `json:"snapshot_id,omitempty" doc:"id or name of a snapshot to clone"`
 	SourceVolID string            `json:"source_volid,omitempty" doc:"id or name of a volume to clone as it is now"`
+	Importing   bool              `json:"importing,omitempty" doc:"its content will be written by a client, which posts /import below the volume when it has opened it, and deletes that when all is written"`
 	Quiesce
 }
 

@@ -128,8 +128,10 @@ func (s *Server) addVolumes(h huma.API) {
 		}
 		return &answer[revertedBody]{revertedBody{s.volume(v), snapshot(kept)}}, nil
 	})
-	huma.Post(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).BeginMaintenance))
-	huma.Delete(h, "/v1/volumes/{volume}/maintenance", s.maintenance((*agent.Agent).EndMaintenance))
+	huma.Post(h, "/v1/volumes/{volume}/maintenance", s.changing((*agent.Agent).BeginMaintenance))
+	huma.Delete(h, "/v1/volumes/{volume}/maintenance", s.changing((*agent.Agent).EndMaintenance))
+	huma.Post(h, "/v1/volumes/{volume}/import", s.changing((*agent.Agent).BeginImport))
+	huma.Delete(h, "/v1/volumes/{volume}/import", s.changing((*agent.Agent).EndImport))
 	huma.Put(h, "/v1/volumes/{volume}", func(ctx context.Context, in *struct {
 		Volume string `path:"volume" doc:"id or name"`
 		Body   volumeChangeBody
@@ -145,8 +147,8 @@ func (s *Server) addVolumes(h huma.API) {
 	})
 }
 
-// maintenance answers with the volume after a change of its maintenance.
-func (s *Server) maintenance(change func(*agent.Agent, context.Context, string) (agent.VolumeView, error)) func(context.Context, *volumeRef) (*answer[volumeBody], error) {
+// changing answers with the volume after a change that needs no more words.
+func (s *Server) changing(change func(*agent.Agent, context.Context, string) (agent.VolumeView, error)) func(context.Context, *volumeRef) (*answer[volumeBody], error) {
 	return func(ctx context.Context, in *volumeRef) (*answer[volumeBody], error) {
 		v, err := change(s.config.Agent, ctx, in.Volume)
 		if err != nil {
@@ -168,7 +170,7 @@ func newVolume(n NewVolume) (agent.NewVolume, error) {
 		size = n.Size * bytesPerGiB
 	}
 	return agent.NewVolume{Name: n.Name, Description: n.Description, Size: size, Properties: n.Metadata,
-		Snapshot: n.SnapshotID, Source: n.SourceVolID, Quiesce: quiesce(n.Quiesce)}, nil
+		Snapshot: n.SnapshotID, Source: n.SourceVolID, Quiesce: quiesce(n.Quiesce), Import: n.Importing}, nil
 }
 
 func volumeChange(c VolumeChange) agent.VolumeChange {

@@ -64,11 +64,11 @@ func (c *call) volumeImport() error {
 	if err != nil {
 		return err
 	}
-	v, err := client.CreateVolume(c.ctx, api.NewVolume{Name: name, Description: c.String("description"), SizeBytes: size})
+	v, err := client.CreateVolume(c.ctx, api.NewVolume{Name: name, Description: c.String("description"), SizeBytes: size, Importing: true})
 	if err != nil {
 		return err
 	}
-	if err := c.fill(v, s); err != nil {
+	if err := c.fill(client, v, s); err != nil {
 		return c.dropHalf(client, v, fmt.Errorf("import %s: %w", from, err))
 	}
 	c.settle(func(ctx context.Context) error {
@@ -172,13 +172,18 @@ func (c *call) importSize(from string, image int64) (int64, error) {
 	return size, nil
 }
 
-// fill writes the source into a new volume, through the daemon's NBD socket.
-func (c *call) fill(v api.Volume, s source) error {
+// fill writes the source into a new volume, through the daemon's NBD socket,
+// and says when it is there. If this program ends before, the daemon sees that
+// the connection goes without it.
+func (c *call) fill(client *api.Client, v api.Volume, s source) error {
 	volume, err := c.dialExport(v, v.ID)
 	if err != nil {
 		return err
 	}
 	defer volume.Close()
+	if _, err := client.BeginImport(c.ctx, v.ID); err != nil {
+		return err
+	}
 	total := s.size
 	if total < 0 {
 		total = int64(v.SizeBytes)
@@ -193,7 +198,11 @@ func (c *call) fill(v api.Volume, s source) error {
 	if err != nil {
 		return err
 	}
-	return volume.Flush()
+	if err := volume.Flush(); err != nil {
+		return err
+	}
+	_, err = client.EndImport(c.ctx, v.ID)
+	return err
 }
 
 // wholeStream is stream, and refuses what is longer than size.
