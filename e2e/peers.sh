@@ -7,7 +7,7 @@
 set -euo pipefail
 
 peers=$(cd "$(dirname "$0")/.." && pwd)/.tools/peers
-[ ! -e "$peers/usr/bin/nbdinfo" ] || exit 0
+[ ! -e "$peers/usr/bin/nbd-server" ] || exit 0
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
@@ -27,9 +27,9 @@ Acquire::Retries "3";
 END
 [ "$(id -u)" != 0 ] || echo 'APT::Sandbox::User "root";' >>"$work/apt.conf"
 export APT_CONFIG=$work/apt.conf
-echo "peers.sh: unpacking libnbd and qemu-utils of Debian 13 into $peers"
+echo "peers.sh: unpacking libnbd, qemu-utils and nbd-server of Debian 13 into $peers"
 if ! { apt-get -qq update &&
-	apt-get -qq install -y --download-only libnbd-bin python3-libnbd qemu-utils; } >"$work/log" 2>&1; then
+	apt-get -qq install -y --download-only libnbd-bin python3-libnbd qemu-utils nbd-server; } >"$work/log" 2>&1; then
 	tail -n 20 "$work/log" >&2
 	echo "peers.sh: apt-get failed, its last lines are above; the tests that need newer peers will be skipped" >&2
 	if [ "${STRICT:-}" = 1 ]; then exit 1; fi

@@ -155,6 +155,13 @@ var foreignClients = []struct {
 			t.Errorf("copied through nbdkit: other bytes (%v)", err)
 		}
 	}},
+	{"nbddump shows what is there", []string{"nbddump"}, func(t *testing.T, b *rig, uri func(string) string) {
+		b.main.WriteZeroes(0, mainSize)
+		b.main.WriteAt([]byte("varve was here"), 1<<20)
+		if out := run(t, "nbddump", "--color=never", uri("main")); !strings.Contains(out, "varve was here") {
+			t.Errorf("nbddump:\n%s", out)
+		}
+	}},
 	{"nbdsh, what a good client would not send", []string{"nbdsh"}, func(t *testing.T, b *rig, uri func(string) string) {
 		// nbdsh takes the first python3 of the PATH; the module is with Debian's.
 		run(t, "env", "PATH=/usr/bin:/bin", "nbdsh", "--base-allocation", "-u", uri("main"), "-c", `

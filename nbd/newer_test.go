@@ -2,6 +2,7 @@ package nbd_test
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -96,6 +97,25 @@ func TestClientWithNewerServer(t *testing.T) {
 	line := newer(t, "qemu-nbd", "-t", "-f", "raw", "-e", "9", "-A", "--discard=unmap", "-k", "%s", "%f")
 	nbdtest.Run(t, func(t *testing.T) nbd.Device {
 		return connect(t, unixURI(startPeer(t, line[0], line[1:]), ""))
+	})
+	t.Run("nbd-server", func(t *testing.T) {
+		dir, err := os.MkdirTemp("", "ns") // a socket's path has at most 107 bytes
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { os.RemoveAll(dir) })
+		line := newer(t, "nbd-server", "-n", "-C", filepath.Join(dir, "config"))
+		config := "[generic]\nunixsock=%s\nallowlist=true\n[disk]\nexportname=%s\nflush=true\nfua=true\ntrim=true\n"
+		nbdtest.Run(t, func(t *testing.T) nbd.Device {
+			socket, file := filepath.Join(dir, "s"), filepath.Join(dir, "f")
+			os.Remove(socket)
+			if err := errors.Join(os.WriteFile(file, nil, 0o600), os.Truncate(file, nbdtest.Size),
+				os.WriteFile(filepath.Join(dir, "config"), fmt.Appendf(nil, config, socket, file), 0o600)); err != nil {
+				t.Fatal(err)
+			}
+			startPeerAt(t, socket, line[0], line[1:])
+			return connect(t, unixURI(socket, "disk"))
+		})
 	})
 	c, err := nbd.Dial(t.Context(), unixURI(startPeer(t, line[0], line[1:]), ""), nbd.ClientOptions{Contexts: []string{"qemu:allocation-depth"}})
 	if err != nil {

@@ -94,6 +94,13 @@ func startPeer(t testing.TB, program string, args []string) string {
 	for i := range args {
 		args[i] = strings.NewReplacer("%s", socket, "%f", file).Replace(args[i])
 	}
+	startPeerAt(t, socket, program, args)
+	return socket
+}
+
+// startPeerAt starts a server and waits until its socket can be dialed.
+func startPeerAt(t testing.TB, socket, program string, args []string) {
+	t.Helper()
 	cmd := exec.Command(program, args...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var said bytes.Buffer
@@ -108,7 +115,7 @@ func startPeer(t testing.TB, program string, args []string) string {
 	for {
 		if conn, err := net.Dial("unix", socket); err == nil {
 			conn.Close()
-			return socket
+			return
 		}
 		select {
 		case err := <-ended:
