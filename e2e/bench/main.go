@@ -5,7 +5,7 @@
 // of the rounds; a ratio is the median of the ratios within each round, so that
 // load from outside, which changes over minutes, hits both sides of it.
 //
-// Jobs (nbdjob.go, backupjob.go), peers (nbdpeer.go, backuppeer.go) and bars are
+// Jobs (nbdjob.go, engine.go, backupjob.go), peers (nbdpeer.go, backuppeer.go) and bars are
 // tables of values: to measure one thing more, add a line.
 //
 // docs/bench.md says what each job does and how to read the tables.
@@ -59,7 +59,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.SetOutput(stderr)
 	fs.StringVar(&o.varve, "varve", filepath.Join("bin", "varve"), "`path` of the binary under test")
 	fs.BoolVar(&o.quick, "quick", false, "small volumes, short runs, few rounds")
-	only := fs.String("only", "", "run only the jobs whose nbd/NAME or backup/NAME matches `regexp`")
+	only := fs.String("only", "", "run only the jobs whose nbd/NAME, engine/NAME or backup/NAME matches `regexp`")
 	peers := fs.String("peers", "", "run only the peers whose name matches `regexp`")
 	fs.IntVar(&o.rounds, "rounds", 0, "`number` of rounds (default 3; with -quick 2, backups 1)")
 	fs.StringVar(&o.json, "json", "", "write every sample to `file` as JSON")
@@ -170,7 +170,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 
 	b.Machine = describeMachine(ctx, b)
 	started := time.Now()
-	for _, section := range []func(context.Context) error{b.nbdJobs, b.backupJobs} {
+	for _, section := range []func(context.Context) error{b.nbdJobs, b.engineJobs, b.backupJobs} {
 		if err := section(ctx); err != nil {
 			return err
 		}

@@ -18,6 +18,7 @@ func (b *bench) report(w io.Writer) {
 		fmt.Fprintf(w, "%s: %s  \n", name, m.Versions[name])
 	}
 	b.reportNBD(w)
+	b.reportEngine(w)
 	b.reportBackups(w)
 	b.reportBars(w)
 	reportGaps(w, "Missing", b.Missing)

@@ -95,12 +95,13 @@ type gap struct {
 
 // results are all that a run has found.
 type results struct {
-	Machine  machine    `json:"machine"`
-	Seconds  float64    `json:"seconds"` // that the run took
-	Jobs     []jobEntry `json:"jobs"`
-	Samples  []sample   `json:"samples"`
-	Missing  []gap      `json:"missing"`  // peers that this machine lacks
-	Failures []gap      `json:"failures"` // peers that broke at a job
+	Machine  machine        `json:"machine"`
+	Seconds  float64        `json:"seconds"` // that the run took
+	Jobs     []jobEntry     `json:"jobs"`
+	Samples  []sample       `json:"samples"`
+	Engine   []engineFigure `json:"engine"`
+	Missing  []gap          `json:"missing"`  // peers that this machine lacks
+	Failures []gap          `json:"failures"` // peers that broke at a job
 }
 
 func (r *results) addSample(s sample) { r.Samples = append(r.Samples, s) }
