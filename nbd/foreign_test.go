@@ -158,7 +158,7 @@ var foreignClients = []struct {
 	{"nbddump shows what is there", []string{"nbddump"}, func(t *testing.T, b *rig, uri func(string) string) {
 		b.main.WriteZeroes(0, mainSize)
 		b.main.WriteAt([]byte("varve was here"), 1<<20)
-		if out := run(t, "nbddump", "--color=never", uri("main")); !strings.Contains(out, "varve was here") {
+		if out := run(t, "nbddump", uri("main")); !strings.Contains(out, "varve was here") {
 			t.Errorf("nbddump:\n%s", out)
 		}
 	}},
