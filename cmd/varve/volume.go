@@ -13,7 +13,7 @@ func (p *program) volumeCommand() *cli.Command {
 	return noun("volume", "block volumes",
 		p.verb("create", "NAME", "make an empty volume, or a clone of a snapshot or volume",
 			outputFlags(append(quiesceFlags(),
-				&cli.StringFlag{Name: "size", Usage: "`SIZE`, such as 10G or 512M; a bare number is bytes; of a clone it may be left out"},
+				&cli.StringFlag{Name: "size", Usage: "`SIZE`, such as 10G or 512M; of a clone it may be left out"},
 				&cli.StringFlag{Name: "snapshot", Usage: "make a clone of this `SNAPSHOT`"},
 				&cli.StringFlag{Name: "source", Usage: "make a clone of this `VOLUME` as it is now"},
 				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},

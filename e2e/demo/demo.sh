@@ -11,7 +11,8 @@ export VARVE_STATE=$work/state VARVE_PASSPHRASE="a passphrase for the demo"
 daemon=
 fuse_pid=
 loop=
-bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true)
+bold= plain=
+if [ -t 1 ]; then bold=$(tput bold 2>/dev/null || true) plain=$(tput sgr0 2>/dev/null || true); fi
 
 step() { printf '\n%s== %s%s\n' "$bold" "$*" "$plain"; }
 note() { printf '   %s\n' "$*"; }
@@ -135,7 +136,7 @@ step "7. Browse: every snapshot and backup is a folder with its disk image, fetc
 mkdir -p "$work/browse"
 if "$varve" mount "$work/browse" 2>"$work/mount.err"; then
 	note "\$ varve mount \$DEMO/browse"
-	run ls -l "$work/browse/files"
+	run ls -l "$work"/browse/files/*
 	note "one file out of the backup, compared with the original:"
 	file=fmt/print.go; [ -f "$src/$file" ] || file=$(cd "$src" && find . -type f -size -64k | head -1)
 	debugfs -R "cat $file" "$work/browse/files/full/disk.raw" 2>/dev/null | cmp - "$src/$file"

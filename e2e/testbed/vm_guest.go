@@ -30,7 +30,7 @@ var guestLinks = map[string]string{
 
 // guestModules are the kernel modules that a guest loads at its start. The
 // module nbd is left to the scripts.
-var guestModules = []string{"virtio_pci", "virtio_blk", "virtio_net", "xfs"}
+var guestModules = []string{"virtio_pci", "virtio_blk", "virtio_net", "xfs", "loop", "fuse"}
 
 // carriedModules are those that lie ready in the guest.
 var carriedModules = []string{"nbd"}
