@@ -179,7 +179,8 @@ func (u URL) String() string {
 			query.Set(name, value)
 		}
 	}
-	out.RawQuery = query.Encode()
+	// RFC 3986, 3.4: a query may have both as they are, and people read this.
+	out.RawQuery = strings.NewReplacer("%3A", ":", "%2F", "/").Replace(query.Encode())
 	return out.String()
 }
 

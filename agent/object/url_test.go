@@ -33,6 +33,15 @@ func TestParseURL(t *testing.T) {
 	}
 }
 
+// TestURLReadable: what a user typed is shown as it was typed.
+func TestURLReadable(t *testing.T) {
+	const text = "s3://bucket/p?endpoint=https://s3.example.org:9000&region=eu-1"
+	u, err := object.ParseURL(text)
+	if err != nil || u.String() != text {
+		t.Errorf("%q is shown as %q, %v", text, u, err)
+	}
+}
+
 func TestParseURLRefuses(t *testing.T) {
 	for _, c := range []struct{ text, hint string }{
 		{"", "file:///folder"},
