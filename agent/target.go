@@ -370,6 +370,8 @@ func targetError(t catalog.Target, doing string, err error) error {
 		return fail(NotFound, "%s: %w: remove the target and add it again", what, err)
 	case errors.Is(err, repo.ErrCorrupt), errors.Is(err, layers.ErrCorrupt):
 		return fail(Corrupt, "%s: %w", what, err)
+	case ReasonOf(err) == Denied && strings.HasPrefix(t.URL, "file:"):
+		return fail(Denied, "%s: %w: the user that the daemon runs as must own the folder and all in it", what, err)
 	case ReasonOf(err) == Denied:
 		return fail(Denied, "%s: %w: check the credentials", what, err)
 	case errors.Is(err, context.Canceled):
