@@ -95,7 +95,21 @@ func (p *program) app() *cli.App {
 		DisableSliceFlagSeparator: true,
 	}
 	app.Action = func(c *cli.Context) error { return cli.ShowAppHelp(c) }
+	plainSwitches(app.Commands)
 	return app
+}
+
+// plainSwitches keeps "(default: false)" out of the help of flags that have no
+// value.
+func plainSwitches(commands []*cli.Command) {
+	for _, c := range commands {
+		for _, f := range c.Flags {
+			if b, ok := f.(*cli.BoolFlag); ok {
+				b.DisableDefaultText = true
+			}
+		}
+		plainSwitches(c.Subcommands)
+	}
 }
 
 // version is the program's version as the Go tool recorded it.
@@ -165,6 +179,7 @@ func noun(name, usage string, verbs ...*cli.Command) *cli.Command {
 	return &cli.Command{
 		Name:            name,
 		Usage:           usage,
+		ArgsUsage:       "VERB",
 		Subcommands:     verbs,
 		HideHelpCommand: true,
 		Action: func(c *cli.Context) error {

@@ -214,7 +214,11 @@ func volumeLongFields(v api.Volume) []field {
 
 // chainTexts say how a volume's layers are doing.
 func chainTexts(c api.Chain) []string {
-	texts := []string{fmt.Sprintf("%d layers", c.Layers), fmt.Sprintf("%s in the journal", formatBytes(c.JournalBytes))}
+	layers := fmt.Sprintf("%d layers", c.Layers)
+	if c.Layers == 1 {
+		layers = "1 layer"
+	}
+	texts := []string{layers, fmt.Sprintf("%s in the journal", formatBytes(c.JournalBytes))}
 	if c.Shared > 0 {
 		texts = append(texts, fmt.Sprintf("%d shared with clones or their origin", c.Shared))
 	}
