@@ -113,7 +113,7 @@ func (a *Agent) cloneSnapshot(n NewVolume, s catalog.Snapshot) (catalog.Volume, 
 	} else {
 		record.SnapshotID = s.ID
 	}
-	if err := a.update(func(tx *catalog.Tx) error { return catalog.Volumes.Put(tx, record) }); err != nil {
+	if err := a.recordVolume(record); err != nil {
 		return catalog.Volume{}, err
 	}
 	clone, err := a.link(origin, v, record, s)

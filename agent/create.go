@@ -178,6 +178,9 @@ func (c *creation) begin(tx *catalog.Tx) error {
 	if err != nil {
 		return err
 	}
+	if err := c.a.admit(tx, demand{catalog.BackupCount, 1}, demand{catalog.BackupGigabytes, gigabytes(c.backup.Size)}); err != nil {
+		return err
+	}
 	v.PreviousStatus, v.Status = c.a.useOf(c.volume), catalog.BackingUp
 	return errors.Join(catalog.Volumes.Put(tx, v), catalog.Backups.Put(tx, c.backup))
 }

@@ -145,7 +145,11 @@ func (s *restoration) giveBack() {
 
 // begin records the states of the volume and the backup.
 func (s *restoration) begin(tx *catalog.Tx) error {
-	if !s.fresh {
+	if s.fresh {
+		if err := s.a.admit(tx, demand{catalog.VolumeCount, 1}, demand{catalog.VolumeGigabytes, gigabytes(s.record.Size)}); err != nil {
+			return err
+		}
+	} else {
 		v, err := catalog.Volumes.Get(tx, s.volume.id)
 		if err != nil {
 			return err

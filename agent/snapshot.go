@@ -44,7 +44,9 @@ func (a *Agent) CreateSnapshot(ctx context.Context, volumeRef string, n NewSnaps
 	}
 	s := catalog.Snapshot{ID: layers.NewID(), VolumeID: v.id, Name: n.Name, Description: n.Description, Created: now}
 	// What was begun ends well, also if whoever asked has gone.
-	err = a.makeSnapshot(context.WithoutCancel(ctx), record, v, &s, n.Quiesce, nil)
+	err = a.makeSnapshot(context.WithoutCancel(ctx), record, v, &s, n.Quiesce, func(tx *catalog.Tx) error {
+		return a.admit(tx, demand{catalog.SnapshotCount, 1})
+	})
 	if err != nil {
 		return catalog.Snapshot{}, volumeError("snapshot volume "+record.Name, err)
 	}

@@ -113,7 +113,7 @@ func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, 
 		ID: layers.NewID(), Name: n.Name, Description: n.Description, Size: n.Size, Status: catalog.Creating,
 		Type: "default", Properties: n.Properties, Importing: n.Import, Created: now, Updated: now,
 	}
-	if err := a.update(func(tx *catalog.Tx) error { return catalog.Volumes.Put(tx, record) }); err != nil {
+	if err := a.recordVolume(record); err != nil {
 		return catalog.Volume{}, err
 	}
 	data, err := layers.Create(a.volumeDir(record.ID), record.ID, record.Size, a.volumeOptions())
@@ -130,6 +130,17 @@ func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, 
 		return catalog.Volume{}, errors.Join(dataError("create volume "+n.Name, err), a.unmakeVolume(record.ID))
 	}
 	return record, nil
+}
+
+// recordVolume records a volume that is about to be made, if the quota has
+// room for it.
+func (a *Agent) recordVolume(record catalog.Volume) error {
+	return a.update(func(tx *catalog.Tx) error {
+		if err := a.admit(tx, demand{catalog.VolumeCount, 1}, demand{catalog.VolumeGigabytes, gigabytes(record.Size)}); err != nil {
+			return err
+		}
+		return catalog.Volumes.Put(tx, record)
+	})
 }
 
 func (a *Agent) addVolume(v *volume) {
@@ -421,19 +432,33 @@ func (a *Agent) GrowVolume(ctx context.Context, ref string, size int64) (VolumeV
 		return VolumeView{}, fail(Invalid, "volume %s cannot shrink from %d to %d bytes: what lies behind the new end would be lost. "+
 			"Create a smaller volume and copy what you need", record.Name, data.Size(), size)
 	}
-	if err := data.Grow(size); err != nil {
-		return VolumeView{}, dataError(fmt.Sprintf("grow volume %s to %d bytes", record.Name, size), err)
-	}
-	err = a.update(func(tx *catalog.Tx) error {
-		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Size, r.Updated = size, time.Now().UTC() })
-	})
-	if err != nil {
+	if err := a.recordSize(v, size); err != nil {
 		return VolumeView{}, err
+	}
+	if err := data.Grow(size); err != nil {
+		return VolumeView{}, errors.Join(dataError(fmt.Sprintf("grow volume %s to %d bytes", record.Name, size), err),
+			a.recordSize(v, data.Size()))
 	}
 	if err := a.resizeDevices(v.id, size); err != nil {
 		return VolumeView{}, err
 	}
 	return a.Volume(ctx, v.id.String())
+}
+
+// recordSize records the size of a volume, if the quota has room for it. A
+// crash before the volume has it is put right at the next start.
+func (a *Agent) recordSize(v *volume, size int64) error {
+	return a.update(func(tx *catalog.Tx) error {
+		r, err := catalog.Volumes.Get(tx, v.id)
+		if err != nil {
+			return err
+		}
+		if err := a.admit(tx, demand{catalog.VolumeGigabytes, gigabytes(size) - gigabytes(r.Size)}); err != nil {
+			return err
+		}
+		r.Size, r.Updated = size, time.Now().UTC()
+		return catalog.Volumes.Put(tx, r)
+	})
 }
 
 // DeleteVolume removes a volume and its snapshots. Its backups stay.

@@ -31,6 +31,7 @@
 //
 //	format              the format's version, decimal
 //	<table>/<id>        a record as JSON; the id in its text form, so records sort by age
+//	quota               a record that there is one of, as JSON
 package catalog
 
 import (

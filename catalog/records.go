@@ -145,6 +145,21 @@ const (
 	Canceled  OperationState = "canceled"
 )
 
+// A Resource is what a Quota counts, in OpenStack's words.
+type Resource string
+
+const (
+	VolumeCount     Resource = "volumes"
+	VolumeGigabytes Resource = "gigabytes" // the volumes' sizes, each in GiB rounded up
+	SnapshotCount   Resource = "snapshots" // those of the system are not counted
+	BackupCount     Resource = "backups"
+	BackupGigabytes Resource = "backup_gigabytes" // the sizes of the volumes that were backed up
+)
+
+// A Quota is how much there may be of each resource. One that is not in it has
+// no limit.
+type Quota map[Resource]int64
+
 // A Finding is a place of a volume that was damaged.
 type Finding struct {
 	Layer    layers.ID // zero: a file of the volume itself

@@ -22,6 +22,7 @@
 //	GET          /v1/operations/{operation}/events
 //	GET POST     /v1/attachments         DELETE      /v1/attachments/{attachment}
 //	GET POST     /v1/mounts              DELETE      /v1/mounts/{mount}
+//	GET PUT      /v1/quota
 //	GET          /v1/status
 //
 // A part of a path in braces is an id or a name, escaped as URLs are.
@@ -156,6 +157,7 @@ func (s *Server) Handler() http.Handler {
 	s.addOperations(h)
 	s.addAttachments(h)
 	s.addMounts(h)
+	s.addQuota(h)
 	s.addStatus(h)
 	return s.observe(openStackErrors(mux))
 }

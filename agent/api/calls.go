@@ -291,6 +291,20 @@ func (c *Client) Unmount(ctx context.Context, id string) error {
 	return c.remove(ctx, "mounts", "mount", id)
 }
 
+// Quota returns what there is and may be, by resource.
+func (c *Client) Quota(ctx context.Context) (map[string]Allowance, error) {
+	var out quotaBody
+	err := c.do(ctx, http.MethodGet, path("quota"), nil, &out)
+	return out.Quota, err
+}
+
+// SetQuota changes the limits that are named, and returns all.
+func (c *Client) SetQuota(ctx context.Context, limits map[string]int64) (map[string]Allowance, error) {
+	var out quotaBody
+	err := c.do(ctx, http.MethodPut, path("quota"), newQuotaBody{limits}, &out)
+	return out.Quota, err
+}
+
 // Status returns the daemon at a glance.
 func (c *Client) Status(ctx context.Context) (Status, error) {
 	var out statusBody

@@ -87,6 +87,7 @@ func (p *program) app() *cli.App {
 			p.mountCommand(),
 			p.unmountCommand(),
 			p.operationCommand(),
+			p.quotaCommand(),
 			p.completionCommand(),
 			p.completeCommand(),
 			p.freezeHelperCommand(),
