@@ -48,6 +48,10 @@ type Config struct {
 	// refused.
 	Devices Devices
 
+	// PollInterval is how often the targets are asked for backups that other
+	// hosts made or deleted. 0: only when SyncTarget is called.
+	PollInterval time.Duration
+
 	// Log receives what no caller can be told. Nil means slog.Default().
 	Log *slog.Logger
 }
@@ -142,6 +146,9 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 		return nil, err
 	}
 	a.work.Go(func() { a.watchRoom(a.ctx) })
+	if c.PollInterval > 0 {
+		a.work.Go(func() { a.pollTargets(a.ctx, c.PollInterval) })
+	}
 	a.undoQuiets()
 	return a, nil
 }

@@ -23,32 +23,45 @@ func (a *Agent) SyncTarget(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
+	return a.sync(ctx, record, everyRoot)
+}
+
+// What a sync reads of the backups that the catalog has already.
+type syncDepth int
+
+const (
+	newRoots  syncDepth = iota // nothing: a root never changes
+	everyRoot                  // their roots, so that one which was damaged since is found
+)
+
+// sync opens a target's repository and mirrors its backups.
+func (a *Agent) sync(ctx context.Context, t catalog.Target, depth syncDepth) error {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
-	r, release, err := a.useTarget(ctx, record)
+	r, release, err := a.useTarget(ctx, t)
 	if err != nil {
 		return err
 	}
 	defer release()
-	return a.pull(ctx, record, r)
+	return a.pull(ctx, t, r, depth)
 }
 
 // pull mirrors the backups of a repository in the catalog. Those that this
 // host makes or deletes right now are left to the operations that do.
-func (a *Agent) pull(ctx context.Context, t catalog.Target, r *repo.Repo) error {
+func (a *Agent) pull(ctx context.Context, t catalog.Target, r *repo.Repo, depth syncDepth) error {
 	known, err := a.backupsIn(t.ID) // Before the listing: what goes meanwhile does not come back.
 	if err != nil {
 		return err
 	}
-	listed, err := listBackups(ctx, r, t.ID)
+	there, read, err := listBackups(ctx, r, t.ID, known, depth)
 	if err != nil {
 		return targetError(t, "list the backups of", err)
 	}
-	gone, err := vanished(ctx, r, known, listed)
+	gone, err := vanished(ctx, r, known, there)
 	if err != nil {
 		return targetError(t, "look for backups in", err)
 	}
-	for portion := range slices.Chunk(listed, syncPortion) {
+	for portion := range slices.Chunk(read, syncPortion) {
 		err := a.update(func(tx *catalog.Tx) error {
 			for _, b := range portion {
 				if err := mirror(tx, b, known); err != nil {
@@ -88,21 +101,30 @@ func (a *Agent) backupsIn(target layers.ID) (map[layers.ID]catalog.Backup, error
 	return known, nil
 }
 
-// listBackups reads the repository's list. Damaged backups are in it with
-// status error; only a list that breaks off is an error.
-func listBackups(ctx context.Context, r *repo.Repo, target layers.ID) ([]catalog.Backup, error) {
-	var listed []catalog.Backup
-	for b, err := range r.Backups(ctx) {
+// listBackups reads the repository's list: which backups are there, and what
+// was read of them. Damaged ones are read with status error; only a list that
+// breaks off is an error.
+func listBackups(ctx context.Context, r *repo.Repo, target layers.ID, known map[layers.ID]catalog.Backup, depth syncDepth) (there map[layers.ID]bool, read []catalog.Backup, err error) {
+	mirrored := func(id layers.ID) bool {
+		b, is := known[id]
+		return is && whole(b) && depth == newRoots
+	}
+	there = map[layers.ID]bool{}
+	for b, err := range r.NewBackups(ctx, mirrored) {
+		if err != nil && (b.ID.IsZero() || ctx.Err() != nil) {
+			return nil, nil, err
+		}
+		there[b.ID] = true
+		if mirrored(b.ID) {
+			continue
+		}
 		record := fromRepository(b, target)
 		if err != nil {
-			if b.ID.IsZero() || ctx.Err() != nil {
-				return nil, err
-			}
 			record.Status, record.FailReason = catalog.Error, shorten(err.Error())
 		}
-		listed = append(listed, record)
+		read = append(read, record)
 	}
-	return listed, nil
+	return there, read, nil
 }
 
 // fromRepository is the catalog's record of a backup in a repository.
@@ -118,11 +140,7 @@ func fromRepository(b repo.Backup, target layers.ID) catalog.Backup {
 
 // vanished returns the known backups that are not listed and, since a list may
 // lag, not there when asked for by name either.
-func vanished(ctx context.Context, r *repo.Repo, known map[layers.ID]catalog.Backup, listed []catalog.Backup) ([]layers.ID, error) {
-	there := map[layers.ID]bool{}
-	for _, b := range listed {
-		there[b.ID] = true
-	}
+func vanished(ctx context.Context, r *repo.Repo, known map[layers.ID]catalog.Backup, there map[layers.ID]bool) ([]layers.ID, error) {
 	var gone []layers.ID
 	for id, b := range known {
 		if there[id] || b.Status != catalog.Available {
@@ -163,6 +181,9 @@ func mirror(tx *catalog.Tx, b catalog.Backup, known map[layers.ID]catalog.Backup
 	b.TempSnapshotID, b.Duration = old.TempSnapshotID, old.Duration
 	if old.Updated.After(b.Updated) {
 		b.Updated = old.Updated
+	}
+	if b == old {
+		return nil
 	}
 	return catalog.Backups.Put(tx, b)
 }

@@ -44,6 +44,8 @@ type target struct {
 	repo    *repo.Repo   // nil until it is used
 	users   int          // who needs it now
 	removed bool
+	poll    *poll // that is under way; nil: none
+	away    bool  // the last poll failed
 }
 
 func newTarget(store object.Store, r *repo.Repo) *target {
@@ -124,7 +126,7 @@ func (a *Agent) rememberTarget(ctx context.Context, record catalog.Target, r *re
 		return catalog.Targets.Put(tx, record)
 	})
 	if err == nil {
-		if err = a.pull(ctx, record, r); err == nil {
+		if err = a.pull(ctx, record, r, everyRoot); err == nil {
 			return nil
 		}
 		err = errors.Join(err, a.dropTarget(record.ID))
@@ -154,8 +156,12 @@ func (a *Agent) RemoveTarget(ctx context.Context, ref string) error {
 	}
 	t := a.targetOf(record.ID)
 	a.mu.Lock()
+	t.removed = true // Before the poll ends, so that no other begins.
+	a.mu.Unlock()
+	a.endPoll(t)
+	a.mu.Lock()
 	users := t.users
-	t.removed = t.removed || users == 0
+	t.removed = users == 0
 	r := t.repo
 	a.mu.Unlock()
 	if users > 0 {

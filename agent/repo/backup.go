@@ -44,6 +44,12 @@ const listAhead = 8
 // the Volume of its name, and never hides the others. An object whose name is not
 // of this format is not a backup: it is passed over.
 func (r *Repo) Backups(ctx context.Context) iter.Seq2[Backup, error] {
+	return r.NewBackups(ctx, func(layers.ID) bool { return false })
+}
+
+// NewBackups is Backups for who knows most of them: of a backup that is known
+// nothing is read, and only its ID and its Volume are yielded.
+func (r *Repo) NewBackups(ctx context.Context, known func(layers.ID) bool) iter.Seq2[Backup, error] {
 	return func(yield func(Backup, error) bool) {
 		l, err := r.list(ctx, volumesRoot)
 		if err != nil {
@@ -56,12 +62,12 @@ func (r *Repo) Backups(ctx context.Context) iter.Seq2[Backup, error] {
 				live = append(live, root)
 			}
 		}
-		r.summaries(ctx, live, yield)
+		r.summaries(ctx, live, known, yield)
 	}
 }
 
 // summaries reads listAhead roots ahead of the one that is yielded.
-func (r *Repo) summaries(ctx context.Context, roots []listedRoot, yield func(Backup, error) bool) {
+func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(layers.ID) bool, yield func(Backup, error) bool) {
 	ahead, stop := context.WithCancel(ctx)
 	defer stop()
 	type answer struct {
@@ -74,6 +80,10 @@ func (r *Repo) summaries(ctx context.Context, roots []listedRoot, yield func(Bac
 			return
 		}
 		answers[i] = make(chan answer, 1)
+		if name := roots[i].name; known(name.backup) {
+			answers[i] <- answer{Backup{ID: name.backup, Volume: name.volume}, nil}
+			return
+		}
 		go func() {
 			b, err := r.readSummary(ahead, roots[i])
 			answers[i] <- answer{b, err}

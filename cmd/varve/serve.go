@@ -25,10 +25,19 @@ const nbdSocketName = "nbd.sock"
 // of: requests in flight, NBD clients, mounts.
 const stopWithin = 20 * time.Second
 
+// defaultPoll is how often the targets' lists of backups are read; leastPoll
+// is as often as a target should bear.
+const (
+	defaultPoll = 5 * time.Minute
+	leastPoll   = time.Second
+)
+
 func (p *program) serveCommand() *cli.Command {
 	return p.verb("serve", "", "run the daemon: volumes, their NBD exports and the API, until Ctrl-C or SIGTERM",
 		append(listenFlags(),
 			&cli.StringFlag{Name: "nbd-socket", Usage: "`PATH` of the NBD socket; nbd.sock in the state folder if left out"},
+			&cli.DurationFlag{Name: "poll-interval", Value: defaultPoll,
+				Usage: "how often the targets are asked for backups that other hosts made or deleted; 0: only by target sync"},
 		), (*call).serve)
 }
 
@@ -39,6 +48,9 @@ func (c *call) serve() error {
 	}
 	if err := c.checkListen(); err != nil {
 		return err
+	}
+	if every := c.Duration("poll-interval"); every != 0 && every < leastPoll {
+		return usagef("serve: --poll-interval %s: at least %s, or 0 for none", every, leastPoll)
 	}
 	// Volumes, keys and sockets are for the owner alone.
 	unix.Umask(0o077)
@@ -95,7 +107,7 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 	places := stores{c.environ}
 	a, err := agent.Start(context.WithoutCancel(c.ctx), agent.Config{
 		State: state, FreezeHelper: []string{freezeHelperName}, Devices: newKernelDevices(d.log),
-		OpenStore: places.open, CreateStore: places.create, Log: d.log,
+		OpenStore: places.open, CreateStore: places.create, PollInterval: c.Duration("poll-interval"), Log: d.log,
 	})
 	if err != nil {
 		return nil, err
