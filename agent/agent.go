@@ -65,12 +65,13 @@ type Agent struct {
 	catalog *catalog.Catalog
 	started time.Time
 
-	ctx     context.Context // of the operations; ended by Close
-	stop    context.CancelCauseFunc
-	work    sync.WaitGroup // running operations
-	moving  chan struct{}  // a place for each operation that moves data
-	room    roomWatch
-	closing sync.Once
+	ctx        context.Context // of the operations; ended by Close
+	stop       context.CancelCauseFunc
+	work       sync.WaitGroup // running operations
+	moving     chan struct{}  // a place for each operation that moves data
+	insistence insistence     // how operations wait for a target that is away
+	room       roomWatch
+	closing    sync.Once
 
 	attaching sync.Mutex // one device comes or goes at a time
 
@@ -126,17 +127,18 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 			"the volumes are taken in as they are found, the targets have to be added again", err, dir)
 	}
 	a := &Agent{
-		config:   c,
-		log:      c.Log,
-		lock:     lock,
-		catalog:  cat,
-		started:  time.Now(),
-		moving:   make(chan struct{}, maxMoving),
-		volumes:  map[layers.ID]*volume{},
-		devices:  map[layers.ID]*attached{},
-		targets:  map[layers.ID]*target{},
-		running:  map[layers.ID]*operation{},
-		restores: map[layers.ID]int{},
+		config:     c,
+		log:        c.Log,
+		lock:       lock,
+		catalog:    cat,
+		started:    time.Now(),
+		moving:     make(chan struct{}, maxMoving),
+		insistence: usualInsistence,
+		volumes:    map[layers.ID]*volume{},
+		devices:    map[layers.ID]*attached{},
+		targets:    map[layers.ID]*target{},
+		running:    map[layers.ID]*operation{},
+		restores:   map[layers.ID]int{},
 	}
 	a.ctx, a.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	if err := a.recover(ctx); err != nil {

@@ -24,6 +24,10 @@ type job struct {
 	// is not possible; then nothing is recorded.
 	begin func(*catalog.Tx) error
 
+	// state, if not nil, is the operation's first checkpoint: it goes on under
+	// the next daemon. See checkpoint.go.
+	state any
+
 	// work does it. The context ends when the job is canceled or the daemon
 	// stops; work then returns soon.
 	work func(context.Context, *operation) error
@@ -73,33 +77,29 @@ func (o *operation) note(text string) {
 	o.change(func(r *catalog.Operation) { r.Note = text })
 }
 
+// waits says what the job waits for before it goes on; empty: for nothing.
+func (o *operation) waits(text string) {
+	o.change(func(r *catalog.Operation) { r.Waits = text })
+}
+
 // start records the job and begins it.
 func (a *Agent) start(j job) (catalog.Operation, error) {
-	ctx, cancel := context.WithCancelCause(a.ctx)
-	op := &operation{
-		cancel:  cancel,
-		ended:   make(chan struct{}),
-		changed: make(chan struct{}),
-		record: catalog.Operation{
-			ID: layers.NewID(), Kind: j.kind, Subject: j.subject, State: catalog.Running, Started: time.Now().UTC(),
-		},
+	record := catalog.Operation{
+		ID: layers.NewID(), Kind: j.kind, Subject: j.subject, State: catalog.Running, Started: time.Now().UTC(),
 	}
-	record := op.record
-	a.mu.Lock()
-	closed := a.closed
-	if !closed {
-		a.work.Add(1)
-		a.running[record.ID] = op
-	}
-	a.mu.Unlock()
-	if closed {
-		cancel(nil)
+	ctx, op := a.admitOperation(record)
+	if op == nil {
 		j.release()
 		return catalog.Operation{}, errStopped
 	}
 	err := a.update(func(tx *catalog.Tx) error {
 		if err := catalog.Operations.Put(tx, record); err != nil {
 			return err
+		}
+		if j.state != nil {
+			if err := putCheckpoint(tx, record.ID, j.state); err != nil {
+				return err
+			}
 		}
 		return j.begin(tx)
 	})
@@ -111,6 +111,31 @@ func (a *Agent) start(j job) (catalog.Operation, error) {
 	return record, nil
 }
 
+// carryOn begins a job whose operation is recorded already.
+func (a *Agent) carryOn(record catalog.Operation, j job) {
+	ctx, op := a.admitOperation(record)
+	if op == nil {
+		j.release()
+		return
+	}
+	go a.carryOut(ctx, op, j)
+}
+
+// admitOperation takes an operation among those that run; nil if the agent is
+// closed.
+func (a *Agent) admitOperation(record catalog.Operation) (context.Context, *operation) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.closed {
+		return nil, nil
+	}
+	ctx, cancel := context.WithCancelCause(a.ctx)
+	op := &operation{cancel: cancel, ended: make(chan struct{}), changed: make(chan struct{}), record: record}
+	a.work.Add(1)
+	a.running[record.ID] = op
+	return ctx, op
+}
+
 // carryOut runs a job to its end and records that.
 func (a *Agent) carryOut(ctx context.Context, op *operation, j job) {
 	defer a.forget(op, j)
@@ -118,8 +143,11 @@ func (a *Agent) carryOut(ctx context.Context, op *operation, j job) {
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}
+	if j.state != nil && errors.Is(err, errStopped) {
+		return // the next daemon goes on
+	}
 	last, _ := op.state()
-	last.Ended = time.Now().UTC()
+	last.Waits, last.Ended = "", time.Now().UTC()
 	last.State = catalog.Succeeded
 	if err != nil {
 		last.State, last.Error = catalog.Failed, shorten(err.Error())
@@ -129,6 +157,9 @@ func (a *Agent) carryOut(ctx context.Context, op *operation, j job) {
 	}
 	recordErr := a.update(func(tx *catalog.Tx) error {
 		if err := catalog.Operations.Put(tx, last); err != nil {
+			return err
+		}
+		if err := catalog.Checkpoints.Delete(tx, last.ID); err != nil {
 			return err
 		}
 		return j.settle(tx, err)
@@ -233,7 +264,7 @@ func (a *Agent) WatchOperation(ctx context.Context, id layers.ID) iter.Seq[catal
 			case <-changed:
 			case <-op.ended:
 				if last, _ := op.state(); last.State == catalog.Running {
-					return // It could not be recorded even as begun.
+					return // It could not be recorded even as begun, or goes on under the next daemon.
 				}
 			case <-ctx.Done():
 				return

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -16,7 +17,9 @@ import (
 	"varve/layers"
 )
 
-// After a crash the catalog says what was under way. Start ends all of it:
+// After a crash the catalog says what was under way. Operations that keep
+// checkpoints go on, with their subjects as they are (checkpoint.go); Start ends
+// all the others:
 //
 //	operation running           → failed: the daemon stopped
 //	backup    creating          → error; deleting → error_deleting; restoring → available
@@ -41,8 +44,12 @@ const maxOpening = 4
 const stoppedReason = "the daemon stopped before it ended: do it again"
 
 func (a *Agent) recover(ctx context.Context) error {
-	if err := a.update(func(tx *catalog.Tx) error { return a.endAll(tx, time.Now().UTC()) }); err != nil {
-		return fmt.Errorf("end what was under way: %w", err)
+	left, err := a.leftRunning()
+	if err != nil {
+		return err
+	}
+	if err := a.endOthers(left, nil); err != nil {
+		return err
 	}
 	if err := a.adoptVolumes(); err != nil {
 		return err
@@ -67,8 +74,41 @@ func (a *Agent) recover(ctx context.Context) error {
 	if err := a.update(a.forgetLost); err != nil {
 		return err
 	}
+	if cut := a.goOn(left); len(cut) > 0 {
+		if err := a.endOthers(left, cut); err != nil {
+			return err
+		}
+	}
 	return a.attachAgain(ctx)
 }
+
+// endOthers ends what was under way but for the operations that go on: those
+// left, without those that were cut.
+func (a *Agent) endOthers(left []left, cut []catalog.Operation) error {
+	e := ending{now: time.Now().UTC(), goesOn: map[layers.ID]bool{}, why: map[layers.ID]string{}}
+	for _, l := range left {
+		e.goesOn[l.operation.ID], e.goesOn[l.operation.Subject] = true, true
+	}
+	for _, op := range cut {
+		delete(e.goesOn, op.ID)
+		delete(e.goesOn, op.Subject)
+		e.why[op.ID], e.why[op.Subject] = op.Error, op.Error
+	}
+	if err := a.update(func(tx *catalog.Tx) error { return a.endAll(tx, e) }); err != nil {
+		return fmt.Errorf("end what was under way: %w", err)
+	}
+	return nil
+}
+
+// An ending says what is not to be ended, and why the rest is. Both go by the
+// ids of operations and of their subjects.
+type ending struct {
+	now    time.Time
+	goesOn map[layers.ID]bool
+	why    map[layers.ID]string // stoppedReason for those that are not in it
+}
+
+func (e ending) reason(id layers.ID) string { return cmp.Or(e.why[id], stoppedReason) }
 
 // forgetLost takes the ids of temporary snapshots out of the backups whose
 // snapshot is gone in another way, with its volume for example.
@@ -89,20 +129,23 @@ func (a *Agent) forgetLost(tx *catalog.Tx) error {
 }
 
 // endAll ends what the catalog alone can say about.
-func (a *Agent) endAll(tx *catalog.Tx, now time.Time) error {
+func (a *Agent) endAll(tx *catalog.Tx, e ending) error {
 	var errs []error
 	for _, op := range all(a, tx, catalog.Operations) {
-		if op.State == catalog.Running {
-			op.State, op.Error, op.Ended = catalog.Failed, stoppedReason, now
-			errs = append(errs, catalog.Operations.Put(tx, op))
+		if op.State == catalog.Running && !e.goesOn[op.ID] {
+			op.State, op.Error, op.Ended = catalog.Failed, shorten(e.reason(op.ID)), e.now
+			errs = append(errs, catalog.Operations.Put(tx, op), catalog.Checkpoints.Delete(tx, op.ID))
 		}
 	}
 	for _, b := range all(a, tx, catalog.Backups) {
+		if e.goesOn[b.ID] {
+			continue
+		}
 		switch b.Status {
 		case catalog.Creating:
-			failBackup(&b, stoppedReason)
+			failBackup(&b, e.reason(b.ID))
 		case catalog.Deleting:
-			b.Status, b.FailReason, b.Updated = catalog.ErrorDeleting, stoppedReason, now
+			b.Status, b.FailReason, b.Updated = catalog.ErrorDeleting, e.reason(b.ID), e.now
 		case catalog.Restoring:
 			b.Status = catalog.Available
 		default:
@@ -111,8 +154,8 @@ func (a *Agent) endAll(tx *catalog.Tx, now time.Time) error {
 		errs = append(errs, catalog.Backups.Put(tx, b))
 	}
 	for _, v := range all(a, tx, catalog.Volumes) {
-		if endVolume(&v) {
-			v.Updated = now
+		if !e.goesOn[v.ID] && endVolume(&v) {
+			v.Updated = e.now
 			errs = append(errs, catalog.Volumes.Put(tx, v))
 		}
 	}

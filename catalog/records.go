@@ -1,6 +1,7 @@
 package catalog
 
 import (
+	"encoding/json"
 	"time"
 
 	"varve/layers"
@@ -179,10 +180,20 @@ type Operation struct {
 	State    OperationState
 	Error    string    // why it failed
 	Note     string    // what whoever asked should know besides; empty if nothing
+	Waits    string    // what it waits for before it goes on; empty if for nothing
 	Done     int64     // bytes
 	Total    int64     // bytes; 0: not known yet
 	Findings []Finding // of a check; the first of them
 	Damage   int64     // places that a check found damaged and left so
 	Started  time.Time
 	Ended    time.Time // zero while it runs
+}
+
+// A Checkpoint is how far a running operation got. Only operations that can go
+// on under another daemon have one, from the beginning on; it goes with their
+// end.
+type Checkpoint struct {
+	Operation layers.ID
+	State     json.RawMessage // what the operation's own code needs to go on
+	Saved     time.Time
 }

@@ -18,6 +18,7 @@ var (
 	Attachments = Table[Attachment]{"attachment", func(a *Attachment) layers.ID { return a.ID }}
 	Targets     = Table[Target]{"target", func(t *Target) layers.ID { return t.ID }}
 	Operations  = Table[Operation]{"operation", func(o *Operation) layers.ID { return o.ID }}
+	Checkpoints = Table[Checkpoint]{"checkpoint", func(c *Checkpoint) layers.ID { return c.Operation }}
 )
 
 // A Table keeps the records of one type. It is a name, not the records: these

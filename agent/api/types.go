@@ -293,6 +293,7 @@ type Operation struct {
 	State      string    `json:"state" enum:"running,succeeded,failed,canceled"`
 	Error      *string   `json:"error"`
 	Note       *string   `json:"note" doc:"what whoever asked should know besides"`
+	WaitsFor   *string   `json:"waits_for" doc:"what it waits for before it goes on"`
 	DoneBytes  int64     `json:"done_bytes"`
 	TotalBytes int64     `json:"total_bytes" doc:"0: not known yet"`
 	Findings   []Finding `json:"findings" doc:"what a check found, the first of it"`

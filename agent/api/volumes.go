@@ -292,6 +292,7 @@ func operation(o catalog.Operation) Operation {
 		State:      string(o.State),
 		Error:      optional(o.Error),
 		Note:       optional(o.Note),
+		WaitsFor:   optional(o.Waits),
 		DoneBytes:  o.Done,
 		TotalBytes: o.Total,
 		StartedAt:  Time{o.Started},

@@ -133,10 +133,10 @@ func (d *dir) present() error {
 		if info, err := os.Stat(d.root); err == nil && !info.IsDir() {
 			return errors.New("not a folder")
 		} else if err != nil {
-			return errors.New("the folder does not exist; is the file system mounted? A new one must be created first")
+			return fmt.Errorf("the folder does not exist; %w A new one must be created first", ErrAway)
 		}
-		return fmt.Errorf("the folder is there, but is not a Varve target (no file %s in it); is the file system mounted? "+
-			"A new target must be created first", markerName)
+		return fmt.Errorf("the folder is there, but is not a Varve target (no file %s in it); %w "+
+			"A new target must be created first", markerName, ErrAway)
 	}
 	return err
 }

@@ -52,6 +52,18 @@ func retryable(err error) (pause time.Duration, ok bool) {
 	return e.RetryAfter, e.Temporary
 }
 
+// ErrAway is wrapped by errors that say that the place of a store is not there
+// now, and may be later: a folder whose file system is not mounted.
+var ErrAway = errors.New("is the file system mounted?")
+
+// Away reports whether a store did not do what was asked because it cannot be
+// reached, or is not well: the same may be done when it is back. Calls that
+// ended with their caller's patience are no answer either, and count.
+func Away(err error) bool {
+	var e *Error
+	return errors.Is(err, ErrAway) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &e) && e.Temporary
+}
+
 // TemporaryStatus says whether an HTTP request that was answered with this
 // status may succeed if it is made again: time-outs, rate limits (429; 498 in
 // Swift), conflicts with another writer at the same instant (409), a body that

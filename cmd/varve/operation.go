@@ -70,6 +70,7 @@ func (c *call) operationShow() error {
 		{"error", orNone(o.Error)},
 		{"findings", findingTexts(o)},
 		{"note", orNone(o.Note)},
+		{"waits_for", orNone(o.WaitsFor)},
 		{"progress", share(o.DoneBytes, o.TotalBytes)},
 		{"done_bytes", byteCount(o.DoneBytes)},
 		{"total_bytes", byteCount(o.TotalBytes)},
