@@ -2,9 +2,11 @@ package layers
 
 import (
 	"bytes"
+	"cmp"
 	"io"
 	"io/fs"
 	"maps"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strings"
@@ -32,6 +34,7 @@ type memWorld struct {
 	dirs []*memDisk
 	hook func() // called before each operation, without mu
 	fail func(op, name string) error
+	left int64 // bytes that it says are free; 0: more than anybody asks for
 }
 
 type memFile struct {
@@ -159,6 +162,13 @@ func (d *memDisk) list() ([]string, error) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return slices.Sorted(maps.Keys(d.names)), nil
+}
+
+func (d *memDisk) free() (int64, error) {
+	if err := d.begin("statfs", "."); err != nil {
+		return 0, err
+	}
+	return cmp.Or(d.left, math.MaxInt64), nil
 }
 
 func (d *memDisk) syncDir() error {

@@ -12,6 +12,7 @@ type disk interface {
 	remove(name string) error
 	link(name string, into disk) error // gives the file the same name in another directory too
 	list() ([]string, error)
+	free() (int64, error) // bytes that can be written before the disk is full
 	syncDir() error
 	lock() (unlock func() error, err error) // *LockedError if somebody has it
 	path(name string) string                // for messages

@@ -72,6 +72,14 @@ func (d osDisk) list() ([]string, error) {
 	return names, nil
 }
 
+func (d osDisk) free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(d.dir, &st); err != nil {
+		return 0, &fs.PathError{Op: "statfs", Path: d.dir, Err: err}
+	}
+	return int64(st.Bavail) * st.Frsize, nil
+}
+
 func (d osDisk) syncDir() error { return syncPath(d.dir) }
 
 // syncPath makes the entries of a directory durable.
