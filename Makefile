@@ -51,6 +51,7 @@ demo: build
 
 # BENCH is for the harness: make bench BENCH='-quick -only nbd/'.
 bench: build setup
+	CGO_ENABLED=0 $(GO) build -trimpath -o .tools/bareserver ./e2e/bench/bareserver
 	$(GO) run ./e2e/bench -varve bin/varve $(BENCH)
 
 clean:

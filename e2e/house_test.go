@@ -44,12 +44,17 @@ var house = map[string][]string{
 	"e2e":         {},
 	"e2e/testbed": {},
 	"e2e/bench":   {},
+	"e2e/bench/bareserver": {
+		"layers", "nbd",
+	},
 }
 
 // shared are the libraries that more than one package imports, with those that
-// may: two formats say zstd, and each owns what it does with it.
+// may: two formats say zstd, and each owns what it does with it; go-nbd is also
+// a peer that is measured.
 var shared = map[string][]string{
 	"github.com/klauspost/compress": {"agent/repo", "layers/qcow2"},
+	"github.com/pojntfx/go-nbd":     {"e2e/bench/bareserver", "nbd"},
 }
 
 // TestHouse holds docs/design.md, section 2, to the code: packages import only

@@ -78,7 +78,7 @@ func (b *bench) backupJobs(ctx context.Context) error {
 		return err
 	}
 	for _, s := range stages[:last+1] {
-		b.addJob(s.name, wall, s.bars)
+		b.addJob("", s.name, wall, s.bars)
 	}
 	for round := range b.roundsOr(1, 3) {
 		if err := b.backupRound(ctx, base, stages[:last+1], round); err != nil {

@@ -2,6 +2,8 @@ package main
 
 import (
 	"math"
+	"os"
+	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -75,6 +77,44 @@ func TestParseStat(t *testing.T) {
 		if _, err := parseStat([]byte(bad)); err == nil {
 			t.Errorf("%q is accepted", bad)
 		}
+	}
+}
+
+// TestTreeTimeCountsChildren that live and that have ended.
+func TestTreeTimeCountsChildren(t *testing.T) {
+	before, err := treeTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	child := exec.Command("sh", "-c", "i=0; while [ $i -lt 200000 ]; do i=$((i+1)); done; echo done; read x")
+	in, err := child.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := child.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := child.Start(); err != nil {
+		t.Fatal(err)
+	}
+	out.Read(make([]byte, 5)) // it has worked, and waits
+	its, err := cpuTime(child.Process.Pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	during, err := treeTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	in.Close()
+	child.Wait() // its end of file is no success
+	after, err := treeTime(os.Getpid())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if its == 0 || during-before < its || after < during {
+		t.Errorf("a child took %v; with it %v, then %v, then %v", its, before, during, after)
 	}
 }
 
@@ -154,7 +194,7 @@ func TestRatio(t *testing.T) {
 func TestReportNamesWhatIsAbsent(t *testing.T) {
 	b := &bench{}
 	job := nbdJobList[0]
-	b.addJob(job.name, job.unit, job.bars)
+	b.addJob("nbd", job.name, job.unit, job.bars)
 	b.addSample(sample{Job: job.name, Peer: "raw", Metrics: metrics{iops: 12345, p50: 1}})
 	if b.has("qcow2", []string{"no-such-program-at-all"}) {
 		t.Fatal("a program that is not there is found")

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // Numbers of the NBD protocol document (proto.md of the NetworkBlockDevice
@@ -21,6 +23,9 @@ const (
 	flagFixedNewstyle = 1 << 0
 	flagNoZeroes      = 1 << 1
 
+	flagSendFlush = 1 << 2
+
+	optStartTLS   = 5
 	optGo         = 7
 	optStructured = 8
 
@@ -54,15 +59,22 @@ const socketLimit = 60
 // The socket is a blocking one and bypasses Go's poller: a load generator waits
 // in the system call, so that what is measured is the server's wake-up only.
 type conn struct {
-	fd   int
-	size int64  // bytes, of the export
-	buf  []byte // one request or reply header
+	fd     int
+	secure *secured // nil without TLS
+	size   int64    // bytes, of the export
+	flags  uint16   // transmission flags
+	buf    []byte   // one request or reply header
 }
 
-// dial connects to a server and opens an export. With structured set the server
-// is asked for structured replies, and it is an error if it has none; ReadAt
-// then must not be used.
-func dial(socket, export string, structured bool) (_ *conn, err error) {
+// dialOptions are what is asked of a server beyond an export. It is an error if
+// it has it not.
+type dialOptions struct {
+	structured   bool   // structured replies; ReadAt then must not be used
+	certificates string // folder with ca-cert.pem, for TLS; "" is none
+}
+
+// dial connects to a server and opens an export.
+func dial(socket, export string, o dialOptions) (_ *conn, err error) {
 	fd, err := syscall.Socket(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return nil, fmt.Errorf("socket: %w", err)
@@ -83,10 +95,10 @@ func dial(socket, export string, structured bool) (_ *conn, err error) {
 	if err := syscall.Connect(fd, &syscall.SockaddrUnix{Name: socket}); err != nil {
 		return nil, err
 	}
-	return c, c.handshake(export, structured)
+	return c, c.handshake(export, o)
 }
 
-func (c *conn) handshake(export string, structured bool) error {
+func (c *conn) handshake(export string, o dialOptions) error {
 	greeting := c.buf[:18]
 	if _, err := io.ReadFull(c, greeting); err != nil {
 		return err
@@ -98,7 +110,12 @@ func (c *conn) handshake(export string, structured bool) error {
 	if _, err := c.Write(binary.BigEndian.AppendUint32(nil, flags)); err != nil {
 		return err
 	}
-	if structured {
+	if o.certificates != "" {
+		if err := c.startTLS(o.certificates); err != nil {
+			return fmt.Errorf("TLS: %w", err)
+		}
+	}
+	if o.structured {
 		if err := c.option(optStructured, nil, func(uint32, []byte) error { return nil }); err != nil {
 			return fmt.Errorf("structured replies: %w", err)
 		}
@@ -108,7 +125,7 @@ func (c *conn) handshake(export string, structured bool) error {
 	data = binary.BigEndian.AppendUint16(data, 0) // no information requests
 	return c.option(optGo, data, func(reply uint32, data []byte) error {
 		if reply == repInfo && len(data) == 12 && binary.BigEndian.Uint16(data) == infoExport {
-			c.size = int64(binary.BigEndian.Uint64(data[2:]))
+			c.size, c.flags = int64(binary.BigEndian.Uint64(data[2:])), binary.BigEndian.Uint16(data[10:])
 		}
 		return nil
 	})
@@ -147,8 +164,16 @@ func (c *conn) option(option uint32, data []byte, got func(reply uint32, data []
 	}
 }
 
-// Read implements io.Reader on the socket.
+// Read implements io.Reader on the socket, or what TLS makes of it.
 func (c *conn) Read(p []byte) (int, error) {
+	if c.secure != nil {
+		return c.secure.Read(p)
+	}
+	return c.receive(p)
+}
+
+// receive reads from the socket.
+func (c *conn) receive(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
@@ -166,8 +191,16 @@ func (c *conn) Read(p []byte) (int, error) {
 	}
 }
 
-// Write implements io.Writer on the socket.
+// Write implements io.Writer on the socket, or what TLS makes of it.
 func (c *conn) Write(p []byte) (int, error) {
+	if c.secure != nil {
+		return c.secure.Write(p)
+	}
+	return c.send(p)
+}
+
+// send writes to the socket.
+func (c *conn) send(p []byte) (int, error) {
 	for done := 0; done < len(p); {
 		n, err := syscall.Write(c.fd, p[done:])
 		if err != nil && err != syscall.EINTR {
@@ -176,6 +209,30 @@ func (c *conn) Write(p []byte) (int, error) {
 		done += max(n, 0)
 	}
 	return len(p), nil
+}
+
+// maxVector is how many pieces one writev takes: IOV_MAX, sysconf(3).
+const maxVector = 1024
+
+// WriteAll writes the pieces in order, in as few system calls as the socket
+// takes them. It changes pieces.
+func (c *conn) WriteAll(pieces [][]byte) error {
+	if c.secure != nil {
+		return c.secure.writeAll(pieces)
+	}
+	for len(pieces) > 0 {
+		n, err := unix.Writev(c.fd, pieces[:min(len(pieces), maxVector)])
+		if err != nil && err != syscall.EINTR {
+			return fmt.Errorf("send: %w", waited(err))
+		}
+		for n = max(n, 0); len(pieces) > 0 && n >= len(pieces[0]); pieces = pieces[1:] {
+			n -= len(pieces[0])
+		}
+		if len(pieces) > 0 {
+			pieces[0] = pieces[0][n:]
+		}
+	}
+	return nil
 }
 
 // waited gives the error of a socket's time limit its meaning.
@@ -211,8 +268,12 @@ func (c *conn) WriteAt(p []byte, off int64) (int, error) {
 	return len(p), nil
 }
 
-// Flush asks the server to make all that was written durable.
+// Flush asks the server to make all that was written durable. One that does not
+// offer that is not asked.
 func (c *conn) Flush() error {
+	if c.flags&flagSendFlush == 0 {
+		return nil
+	}
 	if err := c.call(cmdFlush, 0, 0, nil); err != nil {
 		return fmt.Errorf("flush: %w", err)
 	}

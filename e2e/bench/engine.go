@@ -84,7 +84,7 @@ func (d *daemon) create(ctx context.Context, name string, size byteSize) (*conn,
 	if _, err := d.run(ctx, "volume", "create", name, "--size", size.String()); err != nil {
 		return nil, err
 	}
-	return dial(d.socket(), name, false)
+	return dial(d.socket(), name, dialOptions{})
 }
 
 func (d *daemon) snapshot(ctx context.Context, volume, name string) (cost, error) {
@@ -126,7 +126,7 @@ func manySnapshots(ctx context.Context, b *bench, d *daemon) error {
 		for round := range 1 + b.roundsOr(3, 5) {
 			var alone float64
 			for _, n := range counts {
-				m, _, err := b.fio(ctx, job, "nbd+unix:///"+name(n)+"?socket="+d.socket(), uint64(round))
+				m, _, err := b.fio(ctx, b.seconds, job, "nbd+unix:///"+name(n)+"?socket="+d.socket(), uint64(round))
 				if err != nil {
 					return err
 				}

@@ -9,9 +9,9 @@ import (
 
 // fio runs an NBD job with fio and returns its figures and the number of
 // requests.
-func (b *bench) fio(ctx context.Context, job nbdJob, uri string, seed uint64) (metrics, int64, error) {
+func (b *bench) fio(ctx context.Context, seconds float64, job nbdJob, uri string, seed uint64) (metrics, int64, error) {
 	args := []string{"--name=job", "--ioengine=nbd", "--uri=" + uri, "--output-format=json", "--thread", "--group_reporting",
-		"--time_based", fmt.Sprintf("--runtime=%dms", int(b.seconds*1000)), "--norandommap", "--random_generator=tausworthe64",
+		"--time_based", fmt.Sprintf("--runtime=%dms", int(seconds*1000)), "--norandommap", "--random_generator=tausworthe64",
 		fmt.Sprintf("--randseed=%d", seed+1), "--rw=" + job.rw, fmt.Sprintf("--bs=%d", job.block),
 		fmt.Sprintf("--iodepth=%d", job.depth), fmt.Sprintf("--numjobs=%d", max(job.conns, 1))}
 	if job.flushEvery > 0 {

@@ -39,6 +39,14 @@ func (h *histogram) add(d time.Duration) {
 	h.total++
 }
 
+// merge adds all that was added to o.
+func (h *histogram) merge(o *histogram) {
+	for i, n := range o.counts {
+		h.counts[i] += n
+	}
+	h.total += o.total
+}
+
 // quantile is the duration below or at which the share q of what was added
 // lies, 0 < q <= 1; 0 if nothing was added.
 func (h *histogram) quantile(q float64) time.Duration {

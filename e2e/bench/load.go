@@ -1,9 +1,11 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"math/rand/v2"
 	"runtime"
+	"sync"
 	"time"
 )
 
@@ -39,6 +41,30 @@ type loadResult struct {
 // comes in few pieces.
 const receiveBuffer = 1 << 20
 
+// runAll drives the load over each connection at once, and adds up.
+func (l load) runAll(conns []*conn) (*loadResult, error) {
+	results, failed := make([]*loadResult, len(conns)), make([]error, len(conns))
+	var all sync.WaitGroup
+	for i, c := range conns {
+		one := l
+		one.seed += uint64(i) << 32
+		all.Go(func() { results[i], failed[i] = one.run(c) })
+	}
+	all.Wait()
+	if err := errors.Join(failed...); err != nil {
+		return nil, err
+	}
+	sum := &loadResult{}
+	for _, r := range results {
+		sum.ops += r.ops
+		sum.flushes += r.flushes
+		sum.elapsed = max(sum.elapsed, r.elapsed)
+		sum.latency.merge(&r.latency)
+		sum.flush.merge(&r.flush)
+	}
+	return sum, nil
+}
+
 // run drives the load over c until its duration has passed and every request
 // sent has been answered.
 func (l load) run(c *conn) (*loadResult, error) {
@@ -57,6 +83,7 @@ func (l load) run(c *conn) (*loadResult, error) {
 		random:  rand.New(rand.NewPCG(l.seed, 0)),
 		payload: make([]byte, 2*max(l.block, 1<<20)),
 		sent:    make([]time.Time, l.depth+1),
+		out:     make([]byte, 0, (l.depth+1)*(requestSize+min(l.block, copiedPayload))), // pieces point into it
 	}
 	for slot := range l.depth {
 		g.free = append(g.free, uint64(slot))
@@ -79,9 +106,14 @@ type generator struct {
 	sent    []time.Time // by slot; zero if the slot is free
 	free    []uint64    // slots below depth
 	since   int         // writes sent since the last flush
-	out     []byte      // requests to send
+	out     []byte      // requests to send; of large writes the headers only
+	pieces  [][]byte    // what is to be sent, if not out: parts of it with payloads between
 	result  loadResult
 }
+
+// copiedPayload is the longest payload, in bytes, that is copied behind its
+// header; longer ones are gathered by the system call.
+const copiedPayload = 16 << 10
 
 func (g *generator) drive(c *conn) error {
 	began := time.Now()
@@ -94,10 +126,9 @@ func (g *generator) drive(c *conn) error {
 			g.result.elapsed = now.Sub(began)
 			return nil
 		}
-		if _, err := c.Write(g.out); err != nil {
+		if err := g.send(c); err != nil {
 			return err
 		}
-		g.out = g.out[:0]
 		n, err := c.Read(in)
 		if err != nil {
 			return err
@@ -106,6 +137,17 @@ func (g *generator) drive(c *conn) error {
 			return err
 		}
 	}
+}
+
+// send sends what is lined up.
+func (g *generator) send(c *conn) (err error) {
+	if len(g.pieces) > 0 {
+		err = c.WriteAll(g.pieces)
+	} else if len(g.out) > 0 {
+		_, err = c.Write(g.out)
+	}
+	g.out, g.pieces = g.out[:0], g.pieces[:0]
+	return err
 }
 
 // idle reports whether nothing is in flight.
@@ -122,6 +164,9 @@ func (g *generator) refill(now time.Time) {
 	if g.flushEvery > 0 && g.since == g.flushEvery && g.idle() {
 		g.sent[g.depth] = now
 		g.out = appendRequest(g.out, cmdFlush, uint64(g.depth), 0, 0)
+		if len(g.pieces) > 0 {
+			g.pieces = append(g.pieces, g.out[len(g.out)-requestSize:])
+		}
 	}
 }
 
@@ -156,5 +201,10 @@ func (g *generator) request(slot uint64, now time.Time) {
 	}
 	g.out = appendRequest(g.out, cmdWrite, slot, off, g.block)
 	from := int(g.random.Uint32N(uint32(len(g.payload) - g.block)))
-	g.out = append(g.out, g.payload[from:from+g.block]...)
+	payload := g.payload[from : from+g.block]
+	if g.block > copiedPayload {
+		g.pieces = append(g.pieces, g.out[len(g.out)-requestSize:], payload)
+		return
+	}
+	g.out = append(g.out, payload...)
 }

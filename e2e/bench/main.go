@@ -5,7 +5,7 @@
 // of the rounds; a ratio is the median of the ratios within each round, so that
 // load from outside, which changes over minutes, hits both sides of it.
 //
-// Jobs (nbdjob.go, engine.go, backupjob.go), peers (nbdpeer.go, backuppeer.go) and bars are
+// Jobs (nbdjob.go, barejob.go, engine.go, backupjob.go), peers (nbdpeer.go, barepeer.go, backuppeer.go) and bars are
 // tables of values: to measure one thing more, add a line.
 //
 // docs/bench.md says what each job does and how to read the tables.
@@ -41,6 +41,7 @@ func main() {
 // every field has a usable value.
 type options struct {
 	varve   string         // path of the binary under test
+	tools   string         // folder with bareserver, and peers from e2e/peers.sh
 	quick   bool           // small volumes, short runs, few rounds
 	only    *regexp.Regexp // names of jobs to run; nil is all
 	peers   *regexp.Regexp // names of peers to run; nil is all
@@ -58,8 +59,9 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs := flag.NewFlagSet("bench", flag.ContinueOnError)
 	fs.SetOutput(stderr)
 	fs.StringVar(&o.varve, "varve", filepath.Join("bin", "varve"), "`path` of the binary under test")
+	fs.StringVar(&o.tools, "tools", ".tools", "`folder` with e2e/bench/bareserver, built, and what e2e/peers.sh unpacks")
 	fs.BoolVar(&o.quick, "quick", false, "small volumes, short runs, few rounds")
-	only := fs.String("only", "", "run only the jobs whose nbd/NAME, engine/NAME or backup/NAME matches `regexp`")
+	only := fs.String("only", "", "run only the jobs whose nbd/NAME, null/NAME, file/NAME, tls/NAME, engine/NAME or backup/NAME matches `regexp`")
 	peers := fs.String("peers", "", "run only the peers whose name matches `regexp`")
 	fs.IntVar(&o.rounds, "rounds", 0, "`number` of rounds (default 3; with -quick 2, backups 1)")
 	fs.StringVar(&o.json, "json", "", "write every sample to `file` as JSON")
@@ -188,12 +190,22 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 // peers need.
 const underTest = "varve"
 
+// bareServer stands there for the servers of ours in e2e/bench/bareserver.
+const bareServer = "bareserver"
+
+func (o *options) bare() string { return filepath.Join(o.tools, bareServer) }
+
 // has reports whether the programs that a peer needs are there, and notes the
 // first that is not.
 func (b *bench) has(peer string, programs []string) bool {
 	for _, program := range programs {
-		if program == underTest {
+		switch program {
+		case underTest:
 			program = b.varve
+		case bareServer:
+			program = b.bare()
+		case newerServer:
+			program = b.newer(newerServer)[0]
 		}
 		if _, err := find(program); err != nil {
 			if g := (gap{Peer: peer, Reason: err.Error()}); !slices.Contains(b.Missing, g) {

@@ -12,6 +12,9 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"varve/nbd"
+	"varve/nbd/nbdtest"
 )
 
 var errRefused = errors.New("refused by the test")
@@ -83,7 +86,7 @@ func (s *memServer) serve(c net.Conn) error {
 		default:
 			info := binary.BigEndian.AppendUint16(nil, infoExport)
 			info = binary.BigEndian.AppendUint64(info, uint64(len(s.data)))
-			reply(repInfo, binary.BigEndian.AppendUint16(info, 1))
+			reply(repInfo, binary.BigEndian.AppendUint16(info, 1|flagSendFlush))
 		}
 		reply(repAck, nil)
 		if option == optGo {
@@ -134,7 +137,7 @@ func (s *memServer) transmission(c net.Conn, structured bool) error {
 
 func TestConnReadsWritesAndFlushes(t *testing.T) {
 	s := serveMemory(t, 1<<20)
-	c, err := dial(s.socket, "disk", false)
+	c, err := dial(s.socket, "disk", dialOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -164,10 +167,10 @@ func TestConnReadsWritesAndFlushes(t *testing.T) {
 
 func TestDialSaysWhatWasRefused(t *testing.T) {
 	s := serveMemory(t, 4096)
-	if _, err := dial(s.socket, "nothing", false); err == nil || !bytes.Contains([]byte(err.Error()), []byte("no such export")) {
+	if _, err := dial(s.socket, "nothing", dialOptions{}); err == nil || !bytes.Contains([]byte(err.Error()), []byte("no such export")) {
 		t.Errorf("unknown export gives %v", err)
 	}
-	if _, err := dial(s.socket+"x", "disk", false); err == nil {
+	if _, err := dial(s.socket+"x", "disk", dialOptions{}); err == nil {
 		t.Error("a socket that is not there is dialed")
 	}
 }
@@ -178,7 +181,7 @@ func TestLoadKeepsCountAndReadsBothKindsOfReply(t *testing.T) {
 		"reads": {}, "structured reads": {structured: true}, "writes": {write: true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			c, err := dial(s.socket, "disk", tt.structured)
+			c, err := dial(s.socket, "disk", dialOptions{structured: tt.structured})
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -196,11 +199,86 @@ func TestLoadKeepsCountAndReadsBothKindsOfReply(t *testing.T) {
 	}
 }
 
+// TestLoadOverTLS: long and short requests, on connections side by side.
+func TestLoadOverTLS(t *testing.T) {
+	certificates := t.TempDir()
+	if err := makeCertificates(certificates); err != nil {
+		t.Fatal(err)
+	}
+	secure, err := nbd.ServerTLS(certificates, false)
+	if err != nil {
+		t.Fatal(err)
+	}
+	device := nbdtest.NewMemory(8 << 20)
+	server := &nbd.Server{TLS: secure, RequireTLS: func(net.Conn) bool { return true },
+		Open: func(context.Context, string) (*nbd.Export, error) { return &nbd.Export{Device: device}, nil }}
+	socket := filepath.Join(t.TempDir(), "s")
+	l, err := net.Listen("unix", socket)
+	if err != nil {
+		t.Fatal(err)
+	}
+	served := make(chan error, 1)
+	go func() { served <- server.Serve(t.Context(), l) }()
+	if _, err := dial(socket, "disk", dialOptions{}); err == nil {
+		t.Error("a server that requires TLS is content without")
+	}
+	for _, block := range []int{4096, 256 << 10} {
+		var conns []*conn
+		for range 2 {
+			c, err := dial(socket, "disk", dialOptions{certificates: certificates})
+			if err != nil {
+				t.Fatal(err)
+			}
+			conns = append(conns, c)
+		}
+		for _, write := range []bool{true, false} {
+			r, err := load{write: write, block: block, depth: 8, duration: 20 * time.Millisecond}.runAll(conns)
+			if err != nil {
+				t.Fatalf("blocks of %d, write %v: %v", block, write, err)
+			}
+			if r.ops < 16 || r.ops != r.latency.total {
+				t.Errorf("blocks of %d, write %v: %d requests, %d latencies", block, write, r.ops, r.latency.total)
+			}
+		}
+		for _, c := range conns {
+			if err := c.Close(); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if err := server.Shutdown(t.Context()); err != nil {
+		t.Error(err)
+	}
+	if err := <-served; err != nil {
+		t.Error(err)
+	}
+}
+
+// TestLargeWritesCarryTheirPayload: those that are not copied behind their
+// headers arrive whole.
+func TestLargeWritesCarryTheirPayload(t *testing.T) {
+	s := serveMemory(t, 4<<20)
+	c, err := dial(s.socket, "disk", dialOptions{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := load{write: true, block: 1 << 20, depth: 3, flushEvery: 4, duration: 20 * time.Millisecond}.run(c)
+	if err := errors.Join(err, c.Close()); err != nil {
+		t.Fatal(err)
+	}
+	if r.ops < 4 || r.flushes == 0 {
+		t.Errorf("%d writes, %d flushes", r.ops, r.flushes)
+	}
+	if zeros := bytes.Count(s.data[:1<<20], []byte{0}); zeros > 16<<10 {
+		t.Errorf("%d of a MiB of random bytes are zero", zeros)
+	}
+}
+
 // TestLoadFlushIsABarrier: there is a flush for each full set of writes, but
 // perhaps for the last, after which the time may be over.
 func TestLoadFlushIsABarrier(t *testing.T) {
 	s := serveMemory(t, 1<<20)
-	c, err := dial(s.socket, "disk", false)
+	c, err := dial(s.socket, "disk", dialOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -218,7 +296,7 @@ func TestLoadFlushIsABarrier(t *testing.T) {
 func TestLoadReportsAnErrorOfTheServer(t *testing.T) {
 	s := serveMemory(t, 1<<20)
 	s.broken = true
-	c, err := dial(s.socket, "disk", false)
+	c, err := dial(s.socket, "disk", dialOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -232,7 +310,7 @@ func TestFillAndDigestAgreeOnContent(t *testing.T) {
 	var sums []string
 	for range 2 {
 		s := serveMemory(t, 4<<20)
-		c, err := dial(s.socket, "disk", false)
+		c, err := dial(s.socket, "disk", dialOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}

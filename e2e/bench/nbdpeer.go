@@ -14,7 +14,7 @@ type nbdPeer struct {
 	what   string   // for the legend
 	needs  []string // programs
 	layers int      // snapshots, or backing files, below the top
-	open   func(ctx context.Context, b *bench, dir string) (export, error)
+	open   func(ctx context.Context, b *bench, dir string, size byteSize) (export, error)
 }
 
 var nbdPeers = []nbdPeer{
@@ -32,6 +32,10 @@ type export interface {
 	address() (socket, name string)
 	process() *server
 
+	// certificates is the folder with the authority of a server that wants
+	// TLS; "" for one that does not.
+	certificates() string
+
 	// push seals what there is and puts an empty layer on top.
 	push(context.Context) error
 
@@ -45,31 +49,36 @@ type export interface {
 // uri is the address of an export for clients that are not ours.
 func uri(e export) string {
 	socket, name := e.address()
+	if dir := e.certificates(); dir != "" {
+		return "nbds+unix:///" + name + "?socket=" + socket + "&tls-certificates=" + dir + "&tls-hostname=localhost"
+	}
 	return "nbd+unix:///" + name + "?socket=" + socket
 }
 
 const exportName = "bench"
 
-// A fileExport is a program that serves one plain file.
+// A fileExport is a program that serves one thing without layers.
 type fileExport struct {
 	socket string
 	server *server
+	secure string // folder with the certificates of a server that wants TLS
 }
 
 func (e *fileExport) address() (string, string)   { return e.socket, exportName }
 func (e *fileExport) process() *server            { return e.server }
+func (e *fileExport) certificates() string        { return e.secure }
 func (e *fileExport) fresh(context.Context) error { return nil }
 func (e *fileExport) close() error                { return e.server.stop() }
 func (e *fileExport) push(context.Context) error {
 	return errors.New("a plain file has no layers")
 }
 
-func openRaw(ctx context.Context, b *bench, dir string) (export, error) {
-	return openFile(ctx, b, dir, func(file, socket string) []string { return qemuNBD("raw", socket, file) })
+func openRaw(ctx context.Context, _ *bench, dir string, size byteSize) (export, error) {
+	return openFile(ctx, dir, size, func(file, socket string) []string { return qemuNBD("raw", socket, file) })
 }
 
-func openNbdkit(ctx context.Context, b *bench, dir string) (export, error) {
-	return openFile(ctx, b, dir, func(file, socket string) []string {
+func openNbdkit(ctx context.Context, _ *bench, dir string, size byteSize) (export, error) {
+	return openFile(ctx, dir, size, func(file, socket string) []string {
 		return []string{"nbdkit", "--foreground", "--unix", socket, "file", file}
 	})
 }
@@ -81,12 +90,25 @@ func qemuNBD(format, socket, image string) []string {
 		"--export-name=" + exportName, "--socket=" + socket, image}
 }
 
-func openFile(ctx context.Context, b *bench, dir string, command func(file, socket string) []string) (export, error) {
-	file, socket := filepath.Join(dir, "disk"), filepath.Join(dir, "sock")
-	if err := sparseFile(file, int64(b.volume)); err != nil {
+// What a peer's folder holds: its file, if it has one, and its socket.
+const (
+	fileName   = "disk"
+	socketName = "sock"
+)
+
+// openFile makes a sparse file and starts the program that serves it.
+func openFile(ctx context.Context, dir string, size byteSize, command func(file, socket string) []string) (export, error) {
+	file := filepath.Join(dir, fileName)
+	if err := sparseFile(file, int64(size)); err != nil {
 		return nil, err
 	}
-	args := command(file, socket)
+	return openServer(ctx, dir, func(socket string) []string { return command(file, socket) })
+}
+
+// openServer starts a program that serves at a socket in dir.
+func openServer(ctx context.Context, dir string, command func(socket string) []string) (*fileExport, error) {
+	socket := filepath.Join(dir, socketName)
+	args := command(socket)
 	s, err := startServer(ctx, socket, nil, args[0], args[1:]...)
 	if err != nil {
 		return nil, err
@@ -110,9 +132,9 @@ type qcow2Export struct {
 	server *server // nil while the chain is being changed
 }
 
-func openQcow2(ctx context.Context, b *bench, dir string) (export, error) {
+func openQcow2(ctx context.Context, _ *bench, dir string, size byteSize) (export, error) {
 	e := &qcow2Export{dir: dir}
-	if _, err := (task{}).run(ctx, "qemu-img", "create", "-q", "-f", "qcow2", e.image(0), fmt.Sprint(int64(b.volume))); err != nil {
+	if _, err := (task{}).run(ctx, "qemu-img", "create", "-q", "-f", "qcow2", e.image(0), fmt.Sprint(int64(size))); err != nil {
 		return nil, err
 	}
 	return e, e.start(ctx)
@@ -122,8 +144,9 @@ func (e *qcow2Export) image(i int) string {
 	return filepath.Join(e.dir, fmt.Sprintf("%d.qcow2", i))
 }
 
-func (e *qcow2Export) address() (string, string) { return filepath.Join(e.dir, "sock"), exportName }
+func (e *qcow2Export) address() (string, string) { return filepath.Join(e.dir, socketName), exportName }
 func (e *qcow2Export) process() *server          { return e.server }
+func (e *qcow2Export) certificates() string      { return "" }
 
 func (e *qcow2Export) start(ctx context.Context) (err error) {
 	socket, _ := e.address()

@@ -2,7 +2,9 @@ package main
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -24,15 +26,51 @@ func cpuTime(pid int) (time.Duration, error) {
 	return parseStat(raw)
 }
 
-// parseStat reads fields 14 and 15, utime and stime, of /proc/PID/stat. Field 2,
-// the program's name in parentheses, may itself hold spaces and parentheses.
-func parseStat(raw []byte) (time.Duration, error) {
+// treeTime is that of a process and all its children, those that have ended
+// too: there are servers with a process for each connection.
+func treeTime(pid int) (time.Duration, error) {
+	raw, err := os.ReadFile(procFile(pid, "stat"))
+	if err != nil {
+		return 0, err
+	}
+	sum, err := parseTimes(raw, 4)
+	if err != nil {
+		return 0, err
+	}
+	children, err := filepath.Glob(procFile(pid, "task/*/children"))
+	if err != nil {
+		return 0, err
+	}
+	for _, list := range children {
+		raw, _ := os.ReadFile(list) // a thread that has ended has none
+		for _, field := range strings.Fields(string(raw)) {
+			child, err := strconv.Atoi(field)
+			if err != nil {
+				return 0, fmt.Errorf("%s: %w", list, err)
+			}
+			took, err := treeTime(child)
+			if err != nil && !errors.Is(err, fs.ErrNotExist) { // it ends just now
+				return 0, err
+			}
+			sum += took
+		}
+	}
+	return sum, nil
+}
+
+// parseStat reads fields 14 and 15, utime and stime, of /proc/PID/stat.
+func parseStat(raw []byte) (time.Duration, error) { return parseTimes(raw, 2) }
+
+// parseTimes adds up the first of the fields from the 14th on, utime, stime,
+// cutime and cstime, of /proc/PID/stat. Field 2, the program's name in
+// parentheses, may itself hold spaces and parentheses.
+func parseTimes(raw []byte, count int) (time.Duration, error) {
 	fields := strings.Fields(string(raw[bytes.LastIndexByte(raw, ')')+1:]))
-	if len(fields) < 13 {
+	if len(fields) < 11+count {
 		return 0, fmt.Errorf("unexpected form of /proc/PID/stat: %q", raw)
 	}
 	var ticks int64
-	for _, field := range fields[11:13] {
+	for _, field := range fields[11 : 11+count] {
 		n, err := strconv.ParseInt(field, 10, 64)
 		if err != nil {
 			return 0, fmt.Errorf("unexpected form of /proc/PID/stat: %w", err)

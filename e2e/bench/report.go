@@ -17,7 +17,9 @@ func (b *bench) report(w io.Writer) {
 	for _, name := range slices.Sorted(maps.Keys(m.Versions)) {
 		fmt.Fprintf(w, "%s: %s  \n", name, m.Versions[name])
 	}
-	b.reportNBD(w)
+	for _, s := range b.suites() {
+		b.reportSuite(w, &s)
+	}
 	b.reportEngine(w)
 	b.reportBackups(w)
 	b.reportBars(w)
@@ -25,50 +27,60 @@ func (b *bench) report(w io.Writer) {
 	reportGaps(w, "Failed", b.Failures)
 }
 
-// reportNBD prints throughput, then latency and processor time, of the NBD jobs.
-func (b *bench) reportNBD(w io.Writer) {
+// reportSuite prints throughput, latency and processor time of a suite's jobs.
+func (b *bench) reportSuite(w io.Writer, of *suite) {
 	var jobs []jobEntry
 	for _, job := range b.Jobs {
-		if job.Unit.higherIsBetter() {
+		if job.Suite == of.name {
 			jobs = append(jobs, job)
 		}
 	}
 	if len(jobs) == 0 {
 		return
 	}
-	heads := []string{"job"}
-	for _, p := range nbdPeers {
+	heads, legend := []string{"job"}, []string(nil)
+	for _, p := range of.peers {
 		heads = append(heads, p.name)
-	}
-	fmt.Fprintf(w, "\n### NBD: throughput\n\nVolumes of %s, runs of %v s, medians. ", b.volume, b.seconds)
-	var legend []string
-	for _, p := range nbdPeers {
 		legend = append(legend, p.name+": "+p.what)
+	}
+	fmt.Fprintf(w, "\n### %s: throughput\n\nVolumes of %s, runs of %v s, medians. ", of.title, of.size, of.seconds)
+	if of.about != "" {
+		fmt.Fprint(w, of.about, " ")
 	}
 	fmt.Fprintf(w, "%s.\n\n", strings.Join(legend, "; "))
 	throughput := table{heads: append(slices.Clone(heads), "unit")}
-	latency := table{heads: heads}
-	flush := table{heads: heads}
+	latency, cpu, flush := table{heads: heads}, table{heads: heads}, table{heads: heads}
 	for _, job := range jobs {
 		unit := strings.Fields(job.Unit.format(0))[1]
-		throughput.add(append(b.nbdRow(job, "%.0f", job.Unit), unit)...)
-		latency.addIfMeasured(b.nbdRow(job, "%.1f", p50, p99, cpuPerOp)...)
-		flush.addIfMeasured(b.nbdRow(job, "%.0f", flushP50, flushP99)...)
+		throughput.add(append(b.suiteRow(of, job, "%.0f", job.Unit), unit)...)
+		latency.addIfMeasured(b.suiteRow(of, job, "%.1f", p50, p99)...)
+		cpu.addIfMeasured(b.suiteRow(of, job, "%.2f", cpuPerOp, cpuPerGiB)...)
+		flush.addIfMeasured(b.suiteRow(of, job, "%.0f", flushP50, flushP99)...)
 	}
-	throughput.write(w)
-	fmt.Fprint(w, "\n### NBD: latency p50 / p99 / the server's processor time for a request, µs\n\n")
-	latency.write(w)
-	if len(flush.rows) > 0 {
-		fmt.Fprint(w, "\n### NBD: latency of a flush, p50 / p99, µs\n\n")
-		flush.write(w)
+	for _, t := range []struct {
+		table
+		title string
+	}{
+		{throughput, ""},
+		{latency, "latency, p50 / p99, µs"},
+		{cpu, "processor time of the server, µs for a request (s for a million) / s for a GiB"},
+		{flush, "latency of a flush, p50 / p99, µs"},
+	} {
+		if len(t.rows) == 0 {
+			continue
+		}
+		if t.title != "" {
+			fmt.Fprintf(w, "\n### %s: %s\n\n", of.title, t.title)
+		}
+		t.write(w)
 	}
 }
 
-// nbdRow is a job's name and then, for each peer, the medians of the metrics.
-func (b *bench) nbdRow(job jobEntry, format string, of ...metric) []string {
-	row := []string{job.Name}
-	for _, p := range nbdPeers {
-		row = append(row, b.cell(job.Name, p.name, format, of...))
+// suiteRow is a job's name and then, for each peer, the medians of the metrics.
+func (b *bench) suiteRow(of *suite, job jobEntry, format string, metrics ...metric) []string {
+	row := []string{strings.TrimPrefix(job.Name, of.name+" ")}
+	for _, p := range of.peers {
+		row = append(row, b.cell(job.Name, p.name, format, metrics...))
 	}
 	return row
 }

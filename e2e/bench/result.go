@@ -20,6 +20,7 @@ const (
 	flushP50     metric = "flush_p50_us"
 	flushP99     metric = "flush_p99_us"
 	cpuPerOp     metric = "server_cpu_us_per_request"
+	cpuPerGiB    metric = "server_cpu_s_per_gib"
 	cpuSeconds   metric = "cpu_s"
 	wall         metric = "wall_s"
 	rss          metric = "peak_rss_bytes"
@@ -40,7 +41,7 @@ func (m metric) format(v float64) string {
 		return fmt.Sprintf("%.0f IOPS", v)
 	case mibPerSecond:
 		return fmt.Sprintf("%.0f MiB/s", v)
-	case wall, cpuSeconds:
+	case wall, cpuSeconds, cpuPerGiB:
 		return fmt.Sprintf("%.2f s", v)
 	case rss:
 		return fmt.Sprintf("%.0f MiB", v/(1<<20))
@@ -80,9 +81,10 @@ type bar struct {
 
 // A jobEntry is a job that was run, in the order of running.
 type jobEntry struct {
-	Name string `json:"name"`
-	Unit metric `json:"unit"`
-	bars []bar
+	Name  string `json:"name"`
+	Suite string `json:"suite,omitempty"` // of NBD jobs
+	Unit  metric `json:"unit"`
+	bars  []bar
 }
 
 // A gap is a figure that is not there, and why.
@@ -106,8 +108,9 @@ type results struct {
 
 func (r *results) addSample(s sample) { r.Samples = append(r.Samples, s) }
 
-func (r *results) addJob(name string, unit metric, bars []bar) {
-	r.Jobs = append(r.Jobs, jobEntry{name, unit, bars})
+// addJob notes a job; suite is "" if it is none of NBD.
+func (r *results) addJob(suite, name string, unit metric, bars []bar) {
+	r.Jobs = append(r.Jobs, jobEntry{Name: name, Suite: suite, Unit: unit, bars: bars})
 }
 
 func (r *results) fail(job, peer string, round int, err error) {

@@ -72,13 +72,13 @@ type varveExport struct {
 	snapshots int
 }
 
-func openVarve(ctx context.Context, b *bench, dir string) (export, error) {
+func openVarve(ctx context.Context, b *bench, dir string, size byteSize) (export, error) {
 	d, err := startDaemon(ctx, b, dir)
 	if err != nil {
 		return nil, err
 	}
 	e := &varveExport{daemon: d}
-	if _, err := d.run(ctx, "volume", "create", exportName, "--size", b.volume.String()); err != nil {
+	if _, err := d.run(ctx, "volume", "create", exportName, "--size", size.String()); err != nil {
 		return nil, errors.Join(err, e.close())
 	}
 	return e, nil
@@ -86,6 +86,7 @@ func openVarve(ctx context.Context, b *bench, dir string) (export, error) {
 
 func (e *varveExport) address() (string, string) { return e.socket(), exportName }
 func (e *varveExport) process() *server          { return e.server }
+func (e *varveExport) certificates() string      { return "" }
 func (e *varveExport) close() error              { return e.server.stop() }
 
 func (e *varveExport) push(ctx context.Context) error {

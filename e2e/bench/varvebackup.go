@@ -43,7 +43,7 @@ func (r *varveRepository) prepare(context.Context) error { return nil }
 func (r *varveRepository) close() error                  { return r.server.stop() }
 
 func (r *varveRepository) change(ctx context.Context, runs []run) error {
-	c, err := dial(r.socket(), exportName, false)
+	c, err := dial(r.socket(), exportName, dialOptions{})
 	if err != nil {
 		return err
 	}
@@ -65,7 +65,7 @@ func (r *varveRepository) restore(ctx context.Context, n int) (cost, error) {
 }
 
 func (r *varveRepository) compare(ctx context.Context, image *os.File) error {
-	c, err := dial(r.socket(), restoredName, false)
+	c, err := dial(r.socket(), restoredName, dialOptions{})
 	if err != nil {
 		return err
 	}
