@@ -71,6 +71,7 @@ type Agent struct {
 	moving     chan struct{}  // a place for each operation that moves data
 	insistence insistence     // how operations wait for a target that is away
 	room       roomWatch
+	copy       catalogCopy
 	closing    sync.Once
 
 	attaching sync.Mutex // one device comes or goes at a time
@@ -120,12 +121,33 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 			return nil, fail(Unavailable, "make the state folder: %w", err)
 		}
 	}
-	dir := filepath.Join(c.State, "catalog")
-	cat, err := catalog.Open(dir, c.Log)
+	cat, err := catalog.Open(catalogDir(c.State), c.Log)
 	if err != nil {
-		return nil, fail(Unavailable, "%w. If it is damaged, move %s away and start again: "+
-			"the volumes are taken in as they are found, the targets have to be added again", err, dir)
+		return nil, fail(Unavailable, "%w. If it is damaged, make a new one with: varve catalog rebuild", err)
 	}
+	a := newAgent(ctx, c, lock, cat)
+	if err := a.adoptCopy(); err != nil {
+		return nil, errors.Join(err, cat.Close())
+	}
+	if err := a.recover(ctx); err != nil {
+		a.releaseDevices() // The first error says more.
+		a.closeVolumes()
+		cat.Close()
+		return nil, err
+	}
+	a.work.Go(func() { a.watchRoom(a.ctx) })
+	a.work.Go(func() { a.keepCopy(a.ctx) })
+	if c.PollInterval > 0 {
+		a.work.Go(func() { a.pollTargets(a.ctx, c.PollInterval) })
+	}
+	a.undoQuiets()
+	return a, nil
+}
+
+func catalogDir(state string) string { return filepath.Join(state, "catalog") }
+
+// newAgent returns an agent that has nothing open but the catalog.
+func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catalog) *Agent {
 	a := &Agent{
 		config:     c,
 		log:        c.Log,
@@ -140,19 +162,9 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 		running:    map[layers.ID]*operation{},
 		restores:   map[layers.ID]int{},
 	}
+	a.copy.changed = make(chan struct{}, 1)
 	a.ctx, a.stop = context.WithCancelCause(context.WithoutCancel(ctx))
-	if err := a.recover(ctx); err != nil {
-		a.releaseDevices() // The first error says more.
-		a.closeVolumes()
-		cat.Close()
-		return nil, err
-	}
-	a.work.Go(func() { a.watchRoom(a.ctx) })
-	if c.PollInterval > 0 {
-		a.work.Go(func() { a.pollTargets(a.ctx, c.PollInterval) })
-	}
-	a.undoQuiets()
-	return a, nil
+	return a
 }
 
 // Close stops the running operations and records that they were stopped,
@@ -167,7 +179,7 @@ func (a *Agent) Close() error {
 		a.mu.Unlock()
 		a.stop(errStopped)
 		a.work.Wait()
-		err = errors.Join(a.closeTargets(), a.releaseDevices(), a.closeVolumes(), a.catalog.Close(), a.lock.release())
+		err = errors.Join(a.closeTargets(), a.releaseDevices(), a.closeVolumes(), a.writeCopy(), a.catalog.Close(), a.lock.release())
 	})
 	return err
 }
@@ -176,7 +188,13 @@ func (a *Agent) Close() error {
 func (a *Agent) view(f func(*catalog.Tx) error) error { return afterClose(a.catalog.View(f)) }
 
 // update runs f as one change of the catalog.
-func (a *Agent) update(f func(*catalog.Tx) error) error { return afterClose(a.catalog.Update(f)) }
+func (a *Agent) update(f func(*catalog.Tx) error) error {
+	err := a.catalog.Update(f)
+	if err == nil {
+		a.copy.outdated()
+	}
+	return afterClose(err)
+}
 
 func afterClose(err error) error {
 	if errors.Is(err, catalog.ErrClosed) {

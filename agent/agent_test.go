@@ -47,7 +47,7 @@ func TestDamagedCatalogSaysWhatToDo(t *testing.T) {
 		t.Fatal(err)
 	}
 	_, err := Start(t.Context(), w.config(dir))
-	wantError(t, err, Unavailable, filepath.Join(dir, "catalog"), "move")
+	wantError(t, err, Unavailable, filepath.Join(dir, "catalog"), "varve catalog rebuild")
 	if _, err := Start(t.Context(), w.config(dir)); ReasonOf(err) == InUse {
 		t.Errorf("the failed start has kept the lock: %v", err)
 	}

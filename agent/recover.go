@@ -208,8 +208,8 @@ func (a *Agent) adoptVolumes() error {
 			a.log.Warn("a volume that the catalog does not know is taken in", "volume", id)
 			now := time.Now().UTC()
 			return catalog.Volumes.Put(tx, catalog.Volume{
-				ID: id, Name: "volume-" + id.String(), Status: catalog.Available, Type: "default",
-				Description: "found in the state folder", Created: now, Updated: now,
+				ID: id, Name: lostName(id), Status: catalog.Available, Type: "default",
+				Description: foundVolume, Created: now, Updated: now,
 			})
 		})
 		if err != nil {
@@ -294,7 +294,7 @@ func (a *Agent) recoverSnapshots(v *volume, data *layers.Volume) error {
 		}
 		a.log.Warn("a snapshot that the catalog does not know is taken in", "volume", v.id, "snapshot", b.ID)
 		s := catalog.Snapshot{
-			ID: b.ID, VolumeID: v.id, Name: timeName(b.Sealed), Description: "found in the volume",
+			ID: b.ID, VolumeID: v.id, Name: timeName(b.Sealed), Description: foundSnapshot,
 			Size: b.Size, Status: catalog.Available, Created: b.Sealed.UTC(),
 		}
 		if err := a.update(func(tx *catalog.Tx) error { return catalog.Snapshots.Put(tx, s) }); err != nil {

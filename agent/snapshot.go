@@ -258,13 +258,18 @@ func (a *Agent) neededMarks(tx *catalog.Tx, volumeID layers.ID) map[layers.ID]bo
 }
 
 // tidyChain removes from a chain what nobody needs any more: system snapshots
-// that no backup reads, and marks that no backup goes by. What does not go now
-// goes next time. The caller holds the chain.
+// that no backup reads, and marks that no backup goes by, unless there is a
+// target whose backups are not known yet. What does not go now goes next time.
+// The caller holds the chain.
 func (a *Agent) tidyChain(v *volume, data *layers.Volume) {
 	var needed map[layers.ID]bool
 	var leftover []layers.ID
+	synced := true
 	err := a.view(func(tx *catalog.Tx) error {
 		needed = a.neededMarks(tx, v.id)
+		for _, t := range all(a, tx, catalog.Targets) {
+			synced = synced && !t.Synced.IsZero()
+		}
 		using := map[layers.ID]bool{}
 		for _, b := range all(a, tx, catalog.Backups) {
 			using[b.TempSnapshotID] = b.Status == catalog.Creating || using[b.TempSnapshotID]
@@ -285,7 +290,7 @@ func (a *Agent) tidyChain(v *volume, data *layers.Volume) {
 		}
 	}
 	for _, b := range data.Boundaries() {
-		if b.Mark && !needed[b.ID] {
+		if b.Mark && !needed[b.ID] && synced {
 			err = errors.Join(err, data.DropMark(b.ID))
 		}
 	}

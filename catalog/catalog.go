@@ -30,6 +30,7 @@
 // # Keys
 //
 //	format              the format's version, decimal
+//	fresh               there if it was made and nobody has said Settle
 //	<table>/<id>        a record as JSON; the id in its text form, so records sort by age
 //	quota               a record that there is one of, as JSON
 package catalog
@@ -71,7 +72,10 @@ var (
 	ErrClosed = errors.New("the catalog is closed")
 )
 
-var formatKey = []byte("format")
+var (
+	formatKey = []byte("format")
+	freshKey  = []byte("fresh")
+)
 
 // A Catalog is an open database. Close it.
 type Catalog struct {
@@ -141,7 +145,7 @@ func (c *Catalog) checkFormat() error {
 	return c.Update(func(tx *Tx) error {
 		text, err := tx.get(formatKey)
 		if errors.Is(err, fs.ErrNotExist) {
-			return tx.put(formatKey, []byte(strconv.Itoa(Version)))
+			return errors.Join(tx.put(formatKey, []byte(strconv.Itoa(Version))), tx.put(freshKey, nil))
 		}
 		if err != nil {
 			return err
@@ -154,6 +158,25 @@ func (c *Catalog) checkFormat() error {
 		}
 		return nil
 	})
+}
+
+// Fresh reports whether the catalog is new, or was when its last user stopped
+// before it said Settle.
+func (c *Catalog) Fresh() (bool, error) {
+	fresh := true
+	err := c.View(func(tx *Tx) error {
+		_, err := tx.get(freshKey)
+		if errors.Is(err, fs.ErrNotExist) {
+			fresh, err = false, nil
+		}
+		return err
+	})
+	return fresh, err
+}
+
+// Settle says that a catalog which was Fresh holds what it should.
+func (c *Catalog) Settle() error {
+	return c.Update(func(tx *Tx) error { return tx.remove(freshKey) })
 }
 
 // Close makes everything durable and gives up the lock. On a full disk that is

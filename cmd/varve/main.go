@@ -88,6 +88,7 @@ func (p *program) app() *cli.App {
 			p.unmountCommand(),
 			p.operationCommand(),
 			p.quotaCommand(),
+			p.catalogCommand(),
 			p.completionCommand(),
 			p.completeCommand(),
 			p.freezeHelperCommand(),
