@@ -309,6 +309,9 @@ func TestCrashInClone(t *testing.T) {
 		}
 		for round := range 4 {
 			s := c.origin.marks[c.origin.pick(false)]
+			if round%2 == 0 {
+				s = c.fresh()
+			}
 			c.clone = &model{t: t, r: c.origin.r, d: other, tune: smallTuning, live: slices.Clone(s.data), dirty: true}
 			c.run(fmt.Sprintf("clone %d", round), func() error { return c.origin.v.cloneTo(other, NewID(), s.id) })
 			c.made = true
@@ -357,6 +360,20 @@ func (c *cloneCrash) change(m *model) {
 	}
 	m.write()
 	m.flush()
+}
+
+// fresh takes a snapshot with a block that only the journal names on disk.
+func (c *cloneCrash) fresh() modelSnapshot {
+	m := c.origin
+	m.flush()
+	at := m.r.Int64N(40) * BlockSize
+	writeBlocks(c.t, m.v, byte(1+m.r.IntN(255)), at/BlockSize, 1)
+	if _, err := m.v.ReadAt(m.live[at:at+BlockSize], at); err != nil {
+		c.t.Fatal(err)
+	}
+	m.dirty = true
+	m.snapshot()
+	return m.marks[len(m.marks)-1]
 }
 
 // run does something, with a crash at about every other operation on the disk.

@@ -85,6 +85,12 @@ func (v *Volume) tidyStep() (did bool, err error) {
 	if v.covers.Swap(false) && v.loose() || !settled {
 		return true, v.checkpoint()
 	}
+	return v.changeStep()
+}
+
+// changeStep is a step that changes sealed layers. The head may have been sealed
+// since tidyStep looked: a layer that the journal has records of stays as it is.
+func (v *Volume) changeStep() (did bool, err error) {
 	v.tidying.Lock()
 	defer v.tidying.Unlock()
 	if err := v.goOn(); err != nil {
