@@ -187,14 +187,9 @@ func (w *writer) prepareKey(ctx context.Context) (err error) {
 		w.key, err = w.repo.volumeKey(ctx, ref)
 		return err
 	}
-	ref, key, stored := w.repo.keys.make(volume)
-	if err := w.repo.store.Put(ctx, volumeKeyName(ref), stored); err != nil {
-		return fmt.Errorf("write volume key: %w", err)
-	}
-	w.key = w.repo.keys.add(ref, layers.ID{}, key)
-	w.repo.index.addKey(ref)
-	w.objects, w.stored = 1, int64(len(stored))
-	return nil
+	w.key, err = w.repo.putVolumeKey(ctx, volume, firstEpoch)
+	w.objects, w.stored = 1, wrappedSize
+	return err
 }
 
 // commit puts the root.

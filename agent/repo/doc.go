@@ -47,6 +47,5 @@
 //     parent is wrong, and nothing here can know.
 //  2. A Layer reads from the network: closing it is what ends a read that the
 //     store does not answer.
-//  3. The passphrase of the only key slot is all there is. Lost, so are the
-//     backups.
+//  3. What opens the key slots is all there is. Lost, so are the backups.
 package repo

@@ -34,7 +34,9 @@ var (
 
 func forms() []form {
 	h := &head{suite: suiteAES, level: levelFastest, conditional: 1, id: fixedID, created: fixedTime, containers: 16, label: "étiquette"}
-	s := &slot{id: fixedID, repository: otherID, created: fixedTime, cost: defaultCost, salt: fixedKey, nonce: [12]byte{1}, wrapped: [48]byte{2}}
+	s := &slot{id: fixedID, repository: otherID, kind: SlotPassphrase, label: "bürö", created: fixedTime, cost: defaultCost, salt: fixedKey, nonce: [12]byte{1}, wrapped: [48]byte{2}, mac: [16]byte{3}}
+	file := *s
+	file.kind, file.label, file.cost = SlotKeyFile, "", argonCost{}
 	w := &wrappedKey{domainEpoch: 1, repository: fixedID, domain: otherID, ref: keyRef{otherID, 3, 1 << 60}, created: fixedTime, nonce: [12]byte{1}, wrapped: [48]byte{2}}
 	o := &header{kind: kindRoot, suite: suiteOpen, id: objectID{1}, key: keyRef{fixedID, 1, 2}, commitment: fixedKey, inner: 100, total: 1000}
 	rnd := rand.New(rand.NewPCG(1, 1))
@@ -57,13 +59,8 @@ func forms() []form {
 			}
 			return h.append(nil, fixedKey), nil
 		}, 8, 2, true},
-		{"slot", s.append(nil), func(b []byte) ([]byte, error) {
-			s, err := parseSlot(b)
-			if err != nil {
-				return nil, err
-			}
-			return s.append(nil), nil
-		}, 8, 2, true},
+		{"slot", s.append(nil), slotAgain, 8, 2, true},
+		{"slot of a key file", file.append(nil), slotAgain, 8, 2, true},
 		{"wrapped key", w.append(nil), func(b []byte) ([]byte, error) {
 			w, err := parseWrappedKey(b)
 			if err != nil {
@@ -118,6 +115,14 @@ func forms() []form {
 			return appendInventoryText(nil, packs), nil
 		}, 0, 1, false},
 	}
+}
+
+func slotAgain(b []byte) ([]byte, error) {
+	s, err := parseSlot(b)
+	if err != nil {
+		return nil, err
+	}
+	return s.append(nil), nil
 }
 
 // exampleLeaf makes a tidy leaf with all kinds of pieces.
@@ -312,48 +317,25 @@ func TestSealBindsItsPlace(t *testing.T) {
 	}
 }
 
-func TestSlotKeepsTheMasterKey(t *testing.T) {
-	s := newSlot(fixedID, otherID, secret, cheap, fixedKey)
-	again, err := parseSlot(s.append(nil))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if master, ok := again.open(secret); !ok || master != fixedKey {
-		t.Errorf("open: %t, %x", ok, master)
-	}
-	if _, ok := again.open("another"); ok {
-		t.Error("opens with another passphrase")
-	}
-	again.id[0] ^= 1
-	if _, ok := again.open(secret); ok {
-		t.Error("opens with another slot's header")
-	}
-	for _, cost := range []argonCost{{}, {1, 1 << 22, 1}, {100, 64, 1}, {1, 64, 0}, {1, 4, 1}} {
-		s.cost = cost
-		if _, err := parseSlot(s.append(nil)); err == nil {
-			t.Errorf("a slot that costs %+v is taken", cost)
-		}
-	}
-}
-
 // fuzzForm checks that whatever is read is written again as it was.
-func fuzzForm(f *testing.F, name string) {
+func fuzzForm(f *testing.F, names ...string) {
+	var again func([]byte) ([]byte, error)
 	for _, form := range forms() {
-		if form.name != name {
-			continue
+		if slices.Contains(names, form.name) {
+			f.Add(form.example)
+			again = form.again
 		}
-		f.Add(form.example)
-		f.Fuzz(func(t *testing.T, b []byte) {
-			again, err := form.again(slices.Clone(b))
-			if err == nil && !bytes.Equal(again, b) {
-				t.Errorf("%x reads, and writes %x", b, again)
-			}
-		})
 	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		written, err := again(slices.Clone(b))
+		if err == nil && !bytes.Equal(written, b) {
+			t.Errorf("%x reads, and writes %x", b, written)
+		}
+	})
 }
 
 func FuzzHead(f *testing.F)       { fuzzForm(f, "head") }
-func FuzzSlot(f *testing.F)       { fuzzForm(f, "slot") }
+func FuzzSlot(f *testing.F)       { fuzzForm(f, "slot", "slot of a key file") }
 func FuzzWrappedKey(f *testing.F) { fuzzForm(f, "wrapped key") }
 func FuzzHeader(f *testing.F)     { fuzzForm(f, "header") }
 func FuzzLeaf(f *testing.F)       { fuzzForm(f, "leaf") }
@@ -368,7 +350,11 @@ func FuzzNames(f *testing.F) {
 	f.Add(tombstoneName(fixedID, otherID))
 	f.Add(volumeKeyName(keyRef{fixedID, 1, 2}))
 	f.Add(sessionName(fixedID, 3))
+	f.Add(slotName(fixedID))
 	f.Fuzz(func(t *testing.T, s string) {
+		if id, ok := parseSlotName(s); ok && slotName(id) != s {
+			t.Errorf("slot %q", s)
+		}
 		if id, n, ok := parseSession(s); ok && sessionName(id, n) != s {
 			t.Errorf("session %q", s)
 		}

@@ -17,14 +17,17 @@ import (
 var golden = flag.Bool("golden", false, "write testdata anew")
 
 // Golden repositories are readable for ever: a full backup, two increments of
-// a volume that grew, and one that is deleted.
+// a volume that grew, the second under a new key, and one that is deleted. Each
+// key opens; the first makes the repository.
 var goldens = []struct {
 	file string
-	key  Key
+	keys []Key
 }{
-	{"v1-encrypted.zip", Key{Passphrase: secret}},
-	{"v1-open.zip", Key{}},
+	{"v1-encrypted.zip", []Key{{Passphrase: secret}, {Passphrase: goldenRecovery.String()}, {KeyFile: keyFile}}},
+	{"v1-open.zip", []Key{{}}},
 }
+
+var goldenRecovery = RecoveryKey{1, 2, 3, 19: 255}
 
 // goldenStep is the volume of the golden repositories after step 0, 1 or 2.
 func goldenStep(v *volume, step int) {
@@ -60,9 +63,15 @@ func TestGolden(t *testing.T) {
 	for _, g := range goldens {
 		file := filepath.Join("testdata", g.file)
 		if *golden {
-			writeGolden(t, file, g.key)
+			writeGolden(t, file, g.keys)
 		}
-		r, err := Open(t.Context(), storeOf(t, readZip(t, file)), g.key)
+		store := storeOf(t, readZip(t, file))
+		for _, k := range g.keys[1:] {
+			if err := opens(t, store, k); err != nil {
+				t.Errorf("%s: open with %+v: %v", g.file, k, err)
+			}
+		}
+		r, err := Open(t.Context(), store, g.keys[0])
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -96,17 +105,31 @@ func TestGolden(t *testing.T) {
 	}
 }
 
-func writeGolden(t *testing.T, file string, key Key) {
+func writeGolden(t *testing.T, file string, keys []Key) {
 	store := object.NewMem()
-	r, err := Init(t.Context(), store, key, Params{NoEncryption: key == Key{}, Label: "golden", cost: cheap})
+	p := Params{NoEncryption: keys[0].empty(), Label: "golden", cost: cheap}
+	if !p.NoEncryption {
+		p.Recovery = goldenRecovery
+	}
+	r, err := Init(t.Context(), store, keys[0], p)
 	if err != nil {
 		t.Fatal(err)
+	}
+	if r.Encrypted() {
+		if _, err := r.AddSlot(t.Context(), keys[2], "étiquette"); err != nil {
+			t.Fatal(err)
+		}
 	}
 	r.packTarget = 32 << 10
 	v, parent := newVolume(300_001), layers.ID{}
 	v.id = fixedID
 	for step, id := range goldenIDs {
 		goldenStep(v, step)
+		if step == 2 && r.Encrypted() {
+			if _, err := r.RotateVolumeKey(t.Context(), v.id); err != nil {
+				t.Fatal(err)
+			}
+		}
 		_, err := r.Create(t.Context(), Job{
 			ID: id, Volume: v.id, VolumeName: "golden", Parent: parent, Source: v.source(), Changes: v.changes(),
 			Created: fixedTime, Meta: map[string]string{"step": string(rune('0' + step))},

@@ -49,7 +49,14 @@ func packName(where place, id objectID) string {
 	return prefix + digits[38:] + "/" + digits
 }
 
-func slotName(id layers.ID) string         { return slotPrefix + id.String() }
+func slotName(id layers.ID) string { return slotPrefix + id.String() }
+
+// parseSlotName reads what slotName wrote.
+func parseSlotName(name string) (layers.ID, bool) {
+	id, err := layers.ParseID(strings.TrimPrefix(name, slotPrefix))
+	return id, err == nil && slotName(id) == name
+}
+
 func volumePrefix(volume layers.ID) string { return volumesRoot + volume.String() + "/" }
 
 func volumeKeyName(ref keyRef) string {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"sync/atomic"
 	"time"
 
 	"varve/agent/object"
@@ -22,7 +23,8 @@ var (
 	ErrNoRepository = errors.New("no repository")
 	// ErrExists means that the store holds a repository already.
 	ErrExists = errors.New("repository exists")
-	// ErrKey means that no key slot opens with the passphrase.
+	// ErrKey means that no key slot opens with the passphrase or key file, or
+	// that they are missing.
 	ErrKey = errors.New("wrong key")
 	// ErrVersion means a format that a newer Varve wrote.
 	ErrVersion = errors.New("unknown format version")
@@ -36,15 +38,14 @@ var (
 	ErrClosed = errors.New("closed")
 )
 
-// Key opens a repository. The zero Key opens one that is not encrypted.
-type Key struct {
-	Passphrase string
-}
-
 // Params are chosen when a repository is made, and stay.
 type Params struct {
 	NoEncryption bool   // anybody who can read the store can read the backups
 	Label        string // for people; at most 255 bytes of UTF-8
+
+	// Recovery opens the repository as well, if it is not zero. Whoever makes
+	// the repository keeps it elsewhere.
+	Recovery RecoveryKey
 
 	cost       argonCost // zero: defaultCost; tests take less
 	repository layers.ID // zero: a new one
@@ -52,11 +53,12 @@ type Params struct {
 
 // A Repo is an open repository. It is safe for concurrent use.
 type Repo struct {
-	store object.Store
-	head  *head
-	keys  *keyring
-	index *index
-	cache *cache
+	store  object.Store
+	head   *head
+	keys   *keyring
+	opened atomic.Pointer[slot] // the slot in use; nil without encryption
+	index  *index
+	cache  *cache
 
 	fetches chan struct{} // one for each request for frames that runs
 
@@ -65,62 +67,95 @@ type Repo struct {
 	life context.Context
 	end  context.CancelCauseFunc
 
-	packTarget int // bytes; packTarget unless a test wants small packs
-	rootBudget int // bytes; rootBudget unless a test wants small roots
-	splitLeaf  int // bytes; splitLeaf unless a test wants many leaves
+	cost       argonCost // of new slots
+	packTarget int       // bytes; packTarget unless a test wants small packs
+	rootBudget int       // bytes; rootBudget unless a test wants small roots
+	splitLeaf  int       // bytes; splitLeaf unless a test wants many leaves
 }
 
 // Init makes a repository in the store and opens it. A store that already has
-// one is refused with ErrExists; without Params.NoEncryption the key needs a
-// passphrase.
+// one is refused with ErrExists; without Params.NoEncryption a key is needed.
 //
-// The slot is written before the head, whose Put makes the repository. Two
+// The slots are written before the head, whose Put makes the repository. Two
 // hosts that do this at the same instant are told apart by reading the head
 // back; a store that can't refuse to replace an object leaves a small gap.
 func Init(ctx context.Context, s object.Store, k Key, p Params) (*Repo, error) {
-	if err := refuseUsed(ctx, s); err != nil {
+	r, err := initialize(ctx, s, k, p)
+	if err != nil {
 		return nil, fmt.Errorf("init repository: %w", err)
+	}
+	return r, nil
+}
+
+func initialize(ctx context.Context, s object.Store, k Key, p Params) (*Repo, error) {
+	if err := refuseUsed(ctx, s); err != nil {
+		return nil, err
 	}
 	h := &head{suite: suiteAES, level: levelFastest, id: p.repository, created: time.Now(), containers: 1, label: p.Label}
 	if h.id.IsZero() {
 		h.id = layers.NewID()
 	}
+	if err := h.validate(); err != nil {
+		return nil, err
+	}
 	var master [32]byte
+	var first *slot
+	var err error
 	switch {
-	case p.NoEncryption && k.Passphrase != "":
-		return nil, fmt.Errorf("init repository: %w: a passphrase was given for a repository without encryption; leave one of them out", ErrKey)
+	case p.NoEncryption && !k.empty():
+		return nil, fmt.Errorf("%w: a key was given for a repository without encryption; leave one of them out", ErrKey)
 	case p.NoEncryption:
 		h.suite, master = suiteOpen, openMaster(h.id)
-	case k.Passphrase == "":
-		return nil, fmt.Errorf("init repository: %w: a passphrase is needed; only a repository made without encryption has none", ErrKey)
+	case k.empty():
+		return nil, fmt.Errorf("%w: a passphrase or a key file is needed; only a repository made without encryption has none", ErrKey)
 	default:
 		rand.Read(master[:]) // never fails: crypto/rand
-	}
-	if err := h.validate(); err != nil {
-		return nil, fmt.Errorf("init repository: %w", err)
-	}
-	if h.suite != suiteOpen {
-		cost := p.cost
-		if cost == (argonCost{}) {
-			cost = defaultCost
-		}
-		slot := newSlot(h.id, h.id, k.Passphrase, cost, master)
-		if err := s.Put(ctx, slotName(slot.id), slot.append(nil)); err != nil {
-			return nil, fmt.Errorf("init repository: write key slot: %w", err)
+		if first, err = putSlots(ctx, s, h, k, p, master); err != nil {
+			return nil, err
 		}
 	}
-	r := newRepo(s, h, master)
+	r := newRepo(s, h, master, first)
+	if p.cost != (argonCost{}) {
+		r.cost = p.cost
+	}
 	if err := s.Put(ctx, headName, h.append(nil, r.keys.head())); err != nil {
-		return nil, fmt.Errorf("init repository: write head: %w", err)
+		return nil, fmt.Errorf("write head: %w", err)
 	}
 	found, _, err := readHead(ctx, s)
 	if err != nil {
-		return nil, fmt.Errorf("init repository: %w", err)
+		return nil, err
 	}
 	if found.id != h.id {
-		return nil, fmt.Errorf("init repository: %w: another host made repository %s at the same time; open that one", ErrExists, found.id)
+		return nil, fmt.Errorf("%w: another host made repository %s at the same time; open that one", ErrExists, found.id)
 	}
 	return r, nil
+}
+
+// putSlots writes the first slots: the one of the key, which has the
+// repository's ID so that no listing is needed for it, and the recovery key's.
+func putSlots(ctx context.Context, s object.Store, h *head, k Key, p Params, master [32]byte) (*slot, error) {
+	cost := p.cost
+	if cost == (argonCost{}) {
+		cost = defaultCost
+	}
+	first, err := newSlot(h.id, h.id, k, "", cost, master)
+	if err != nil {
+		return nil, err
+	}
+	all := []*slot{first}
+	if p.Recovery != (RecoveryKey{}) {
+		recovery, err := newSlot(layers.NewID(), h.id, Key{Passphrase: p.Recovery.String()}, "", cost, master)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, recovery)
+	}
+	for _, slot := range all {
+		if err := s.Put(ctx, slotName(slot.id), slot.append(nil)); err != nil {
+			return nil, fmt.Errorf("write key slot: %w", err)
+		}
+	}
+	return first, nil
 }
 
 // refuseUsed looks for a repository, or what is left of one.
@@ -151,31 +186,34 @@ func Open(ctx context.Context, s object.Store, k Key) (*Repo, error) {
 		return nil, fmt.Errorf("open repository: %w", err)
 	}
 	master := openMaster(h.id)
+	var opened *slot
 	switch {
-	case h.suite == suiteOpen && k.Passphrase != "":
-		return nil, fmt.Errorf("open repository %s: %w: it is not encrypted, but a passphrase was given; if it should be encrypted, somebody replaced it, otherwise leave the passphrase out", h.id, ErrKey)
+	case h.suite == suiteOpen && !k.empty():
+		return nil, fmt.Errorf("open repository %s: %w: it is not encrypted, but a passphrase or key file was given; if it should be encrypted, somebody replaced it, otherwise leave that out", h.id, ErrKey)
 	case h.suite == suiteOpen:
-	case k.Passphrase == "":
-		return nil, fmt.Errorf("open repository %s: %w: it is encrypted; give its passphrase", h.id, ErrKey)
+	case k.empty():
+		return nil, fmt.Errorf("open repository %s: %w: it is encrypted; give its passphrase or key file", h.id, ErrKey)
 	default:
-		if master, err = unlock(ctx, s, h, k.Passphrase); err != nil {
+		if master, opened, err = unlock(ctx, s, h, k); err != nil {
 			return nil, fmt.Errorf("open repository %s: %w", h.id, err)
 		}
 	}
-	r := newRepo(s, h, master)
+	r := newRepo(s, h, master, opened)
 	if err := verifyHead(b, r.keys.head()); err != nil {
 		return nil, fmt.Errorf("open repository %s: %w", h.id, damaged(headName, 0, err))
 	}
 	return r, nil
 }
 
-func newRepo(s object.Store, h *head, master [32]byte) *Repo {
+func newRepo(s object.Store, h *head, master [32]byte, opened *slot) *Repo {
 	life, end := context.WithCancelCause(context.Background())
-	return &Repo{
+	r := &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
 		index: newIndex(), cache: newCache(cacheBytes), fetches: make(chan struct{}, fetchesMax),
-		life: life, end: end, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
+		life: life, end: end, cost: defaultCost, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
 	}
+	r.opened.Store(opened)
+	return r
 }
 
 func readHead(ctx context.Context, s object.Store) (*head, []byte, error) {
@@ -191,71 +229,6 @@ func readHead(ctx context.Context, s object.Store) (*head, []byte, error) {
 		return nil, nil, damaged(headName, 0, err)
 	}
 	return h, b, nil
-}
-
-// maxSlots bounds the guesses at the passphrase, each of which costs as much
-// as the slot says.
-const maxSlots = 16
-
-// unlock finds the slot that the passphrase opens. The first slot has the
-// repository's ID, so that no listing, which may lag, is needed for it.
-func unlock(ctx context.Context, s object.Store, h *head, passphrase string) ([32]byte, error) {
-	names := []string{slotName(h.id)}
-	read, damage := 0, error(nil)
-	for i := 0; i < len(names) && i < maxSlots; i++ {
-		slot, err := readSlot(ctx, s, h, names[i])
-		switch {
-		case errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion):
-			damage = errors.Join(damage, err)
-		case err != nil:
-			return [32]byte{}, err
-		case slot != nil:
-			read++
-			if master, ok := slot.open(passphrase); ok {
-				return master, nil
-			}
-		}
-		if i > 0 {
-			continue
-		}
-		for info, err := range s.List(ctx, slotPrefix) {
-			if err != nil {
-				return [32]byte{}, fmt.Errorf("list key slots: %w", err)
-			}
-			if info.Name != names[0] {
-				names = append(names, info.Name)
-			}
-		}
-	}
-	switch {
-	case read > 0 && damage != nil:
-		return [32]byte{}, fmt.Errorf("%w: the passphrase opens none of the key slots that can be read: %w", ErrKey, damage)
-	case read > 0:
-		return [32]byte{}, fmt.Errorf("%w: the passphrase opens none of the key slots; check it, and that this is the right repository", ErrKey)
-	case damage != nil:
-		return [32]byte{}, damage
-	}
-	return [32]byte{}, damaged(names[0], 0, errors.New("the object is missing, and so are all other key slots"))
-}
-
-// readSlot returns nil for a slot that was revoked, or left over by another
-// Init.
-func readSlot(ctx context.Context, s object.Store, h *head, name string) (*slot, error) {
-	b, err := readLimited(ctx, s, name, slotSize)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, fmt.Errorf("read key slot: %w", err)
-	}
-	slot, err := parseSlot(b)
-	if err != nil {
-		return nil, damaged(name, 0, err)
-	}
-	if slot.repository != h.id || slotName(slot.id) != name {
-		return nil, nil
-	}
-	return slot, nil
 }
 
 // ID names the repository. It never changes.

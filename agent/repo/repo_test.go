@@ -90,31 +90,6 @@ func TestEncryptionCannotBeSwitchedOff(t *testing.T) {
 	}
 }
 
-func TestSecondSlotOpens(t *testing.T) {
-	store := object.NewMem()
-	r := testRepo(t, store, true)
-	s := newSlot(layers.NewID(), r.ID(), "second", cheap, r.keys.master)
-	if err := store.Put(t.Context(), slotName(s.id), s.append(nil)); err != nil {
-		t.Fatal(err)
-	}
-	left := newSlot(layers.NewID(), layers.NewID(), "second", cheap, [32]byte{1}) // of another Init
-	if err := store.Put(t.Context(), slotName(left.id), left.append(nil)); err != nil {
-		t.Fatal(err)
-	}
-	for _, passphrase := range []string{"second", secret} {
-		if _, err := Open(t.Context(), store, Key{Passphrase: passphrase}); err != nil {
-			t.Errorf("open with %q: %v", passphrase, err)
-		}
-	}
-	store.Delete(t.Context(), slotName(r.ID())) // revoked
-	if _, err := Open(t.Context(), store, Key{Passphrase: "second"}); err != nil {
-		t.Error(err)
-	}
-	if _, err := Open(t.Context(), store, Key{Passphrase: secret}); !errors.Is(err, ErrKey) {
-		t.Errorf("open with a revoked passphrase: %v", err)
-	}
-}
-
 func TestNothingLeaksIntoAnEncryptedStore(t *testing.T) {
 	store := object.NewMem()
 	r := testRepo(t, store, true)

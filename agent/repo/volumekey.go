@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"math"
 	"sync"
 	"time"
 
@@ -144,12 +145,12 @@ func (k *keyring) unwrap(b []byte, want keyRef) (*volumeKey, error) {
 	return k.add(want, w.domain, [32]byte(key)), nil
 }
 
-// make draws the first key of a volume, and returns it as it is to be stored.
-func (k *keyring) make(volume layers.ID) (ref keyRef, key [32]byte, stored []byte) {
+// make draws a volume's key of an epoch, and returns it as it is to be stored.
+func (k *keyring) make(volume layers.ID, epoch uint32) (ref keyRef, key [32]byte, stored []byte) {
 	var id [8]byte
 	rand.Read(id[:])
 	rand.Read(key[:])
-	ref = keyRef{volume: volume, epoch: firstEpoch, id: binary.LittleEndian.Uint64(id[:])}
+	ref = keyRef{volume: volume, epoch: epoch, id: binary.LittleEndian.Uint64(id[:])}
 	w := &wrappedKey{domainEpoch: 1, repository: k.repository, ref: ref, created: time.Now()}
 	rand.Read(w.nonce[:])
 	domain := k.domain(layers.ID{}, w.domainEpoch)
@@ -187,4 +188,42 @@ func (r *Repo) openVolumeKey(ref keyRef) (*volumeKey, error) {
 		return nil, fmt.Errorf("%w: no key %d-%x of volume %s in a repository that is not encrypted", ErrCorrupt, ref.epoch, ref.id, ref.volume)
 	}
 	return r.keys.add(ref, layers.ID{}, kdf("open volume", r.keys.master[:], ref.volume[:])), nil
+}
+
+// RotateVolumeKey makes a new key for a volume and returns its epoch: the
+// objects of all backups that begin after it are sealed with that. What is
+// stored stays under the keys that it has. A volume without backups is
+// fs.ErrNotExist.
+func (r *Repo) RotateVolumeKey(ctx context.Context, volume layers.ID) (epoch uint32, err error) {
+	if !r.Encrypted() {
+		return 0, ErrNotEncrypted
+	}
+	if _, err := r.list(ctx, volumePrefix(volume)); err != nil {
+		return 0, err
+	}
+	newest, ok := r.index.newestKey(volume)
+	if !ok {
+		return 0, fmt.Errorf("no backup of volume %s: %w", volume, fs.ErrNotExist)
+	}
+	if _, err := r.volumeKey(ctx, newest); err != nil { // its name alone proves nothing
+		return 0, err
+	}
+	if newest.epoch == math.MaxUint32 {
+		return 0, fmt.Errorf("volume %s has had %d keys: there are no more epochs", volume, newest.epoch)
+	}
+	key, err := r.putVolumeKey(ctx, volume, newest.epoch+1)
+	if err != nil {
+		return 0, err
+	}
+	return key.ref.epoch, nil
+}
+
+// putVolumeKey draws a key, stores it, and keeps it for the next backups.
+func (r *Repo) putVolumeKey(ctx context.Context, volume layers.ID, epoch uint32) (*volumeKey, error) {
+	ref, key, stored := r.keys.make(volume, epoch)
+	if err := r.store.Put(ctx, volumeKeyName(ref), stored); err != nil {
+		return nil, fmt.Errorf("write volume key: %w", err)
+	}
+	r.index.addKey(ref)
+	return r.keys.add(ref, layers.ID{}, key), nil
 }
