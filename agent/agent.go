@@ -30,15 +30,17 @@ type Config struct {
 	// State is the state folder. It is made if it is not there.
 	State string
 
-	// OpenStore opens the store of a target's URL. env holds the target's own
-	// credentials by the names of the usual environment (OS_…, AWS_…); what it
-	// lacks comes from the daemon's environment.
-	OpenStore func(ctx context.Context, url string, env map[string]string) (object.Store, error)
+	// OpenStore opens the store at a place.
+	OpenStore func(context.Context, Place) (object.Store, error)
 
 	// CreateStore is OpenStore for a target that is being added: it also makes
 	// the place if that is a folder without anything in it. Nil means
 	// OpenStore.
-	CreateStore func(ctx context.Context, url string, env map[string]string) (object.Store, error)
+	CreateStore func(context.Context, Place) (object.Store, error)
+
+	// Retry says how long targets are asked again that fail. The zero value is
+	// the one to use.
+	Retry object.Policy
 
 	// FreezeHelper are the arguments with which this program hands those that
 	// follow to freeze.Main. Without them no file system is frozen.
@@ -54,6 +56,14 @@ type Config struct {
 
 	// Log receives what no caller can be told. Nil means slog.Default().
 	Log *slog.Logger
+}
+
+// A Place is where a target's store is and how to get there.
+type Place struct {
+	URL    string
+	Env    map[string]string // its own credentials, by the names of the usual environment (OS_…, AWS_…); empty: the daemon's environment
+	CAFile string            // see catalog.Target
+	Proxy  string            // see catalog.Target
 }
 
 // An Agent owns a state folder and carries out what is asked of it. All
@@ -121,6 +131,7 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 			return nil, fail(Unavailable, "make the state folder: %w", err)
 		}
 	}
+	removeHalfSecrets(c.State)
 	cat, err := catalog.Open(catalogDir(c.State), c.Log)
 	if err != nil {
 		return nil, fail(Unavailable, "%w. If it is damaged, make a new one with: varve catalog rebuild", err)

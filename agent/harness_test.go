@@ -49,8 +49,8 @@ func (w *world) store(url string) *faulty {
 	return w.stores[url]
 }
 
-func (w *world) open(ctx context.Context, url string, env map[string]string) (object.Store, error) {
-	s := w.store(url)
+func (w *world) open(ctx context.Context, p Place) (object.Store, error) {
+	s := w.store(p.URL)
 	if err := s.call(ctx, "open", ""); err != nil {
 		return nil, err
 	}

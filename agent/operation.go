@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"varve/agent/object"
 	"varve/catalog"
 	"varve/layers"
 )
@@ -129,7 +130,7 @@ func (a *Agent) admitOperation(record catalog.Operation) (context.Context, *oper
 	if a.closed {
 		return nil, nil
 	}
-	ctx, cancel := context.WithCancelCause(a.ctx)
+	ctx, cancel := context.WithCancelCause(object.WithClass(a.ctx, object.Copy))
 	op := &operation{cancel: cancel, ended: make(chan struct{}), changed: make(chan struct{}), record: record}
 	a.work.Add(1)
 	a.running[record.ID] = op

@@ -47,7 +47,7 @@ func (a *Agent) poll(ctx context.Context, t catalog.Target) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := &poll{cancel, make(chan struct{})}
-	m := a.targetOf(t.ID)
+	m := a.targetOf(t)
 	a.mu.Lock()
 	m.poll = p
 	a.mu.Unlock()
@@ -75,7 +75,7 @@ func (a *Agent) endPoll(m *target) {
 // notePoll logs that a target ceases to answer, or answers again: once, and not
 // at each interval.
 func (a *Agent) notePoll(t catalog.Target, err error) {
-	m := a.targetOf(t.ID)
+	m := a.targetOf(t)
 	a.mu.Lock()
 	was := m.away
 	m.away = err != nil

@@ -18,30 +18,43 @@ type secrets struct {
 	Env        map[string]string `json:"env,omitempty"`
 }
 
+// halfSecrets is what the names of files begin with that are being written.
+const halfSecrets = ".new-"
+
+// removeHalfSecrets removes what a crash left. What stays does no harm.
+func removeHalfSecrets(state string) {
+	names, _ := filepath.Glob(filepath.Join(state, "secrets", halfSecrets+"*")) // the pattern is good
+	for _, name := range names {
+		os.Remove(name)
+	}
+}
+
 func (a *Agent) secretsPath(target layers.ID) string {
 	return filepath.Join(a.config.State, "secrets", target.String())
 }
 
-// writeSecrets keeps a target's secrets, durable when it returns.
+// writeSecrets keeps a target's secrets, durable when it returns; those that it
+// had stay until then.
 func (a *Agent) writeSecrets(target layers.ID, s secrets) error {
 	data, err := json.Marshal(s)
 	if err != nil {
 		return err
 	}
 	path := a.secretsPath(target)
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, err := os.CreateTemp(filepath.Dir(path), halfSecrets) // has mode 0600
 	if err != nil {
 		return err
 	}
 	_, err = f.Write(data)
 	err = errors.Join(err, f.Sync(), f.Close())
 	if err == nil {
-		err = syncDir(filepath.Dir(path))
+		err = os.Rename(f.Name(), path)
 	}
 	if err != nil {
-		os.Remove(path) // The first error says more.
+		os.Remove(f.Name()) // The first error says more.
+		return err
 	}
-	return err
+	return syncDir(filepath.Dir(path))
 }
 
 // readSecrets returns a target's secrets. Its errors never quote them.

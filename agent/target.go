@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 	"time"
 
@@ -33,23 +32,28 @@ type NewTarget struct {
 	Passphrase   string
 	NoEncryption bool
 	Env          map[string]string // the target's credentials, by the names of the usual environment
+	Settings     TargetSettings
 }
 
 // A target is what the agent has in memory of a target.
 type target struct {
 	opening chan struct{} // holds one place: for who opens the store or the repository
 
+	gate  *object.Gate
+	store object.Switch // as it was opened, without retries
+
 	// These are guarded by Agent.mu.
-	store   object.Store // as it was opened, without retries; nil until then
-	repo    *repo.Repo   // nil until it is used
-	users   int          // who needs it now
+	repo    *repo.Repo // nil until it is used
+	users   int        // who needs it now
 	removed bool
 	poll    *poll // that is under way; nil: none
 	away    bool  // the last poll failed
 }
 
-func newTarget(store object.Store, r *repo.Repo) *target {
-	return &target{opening: make(chan struct{}, 1), store: store, repo: r}
+func newTarget(record catalog.Target) *target {
+	t := &target{opening: make(chan struct{}, 1), gate: object.NewGate(maxRequests)}
+	t.gate.SetRates(ratesOf(record))
+	return t
 }
 
 // AddTarget opens the repository at the URL, or creates it if the place is
@@ -61,11 +65,13 @@ func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (catalog.Target, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
-	store, err := a.config.CreateStore(ctx, record.URL, n.Env)
+	store, err := a.config.CreateStore(ctx, placeOf(record, n.Env))
 	if err != nil {
 		return catalog.Target{}, targetError(record, "open", err)
 	}
-	r, err := openOrInit(ctx, a.patient(store, n.Name), n)
+	t := newTarget(record)
+	t.store.Replace(store)
+	r, err := openOrInit(ctx, a.patient(t, n.Name), n)
 	if err != nil {
 		return catalog.Target{}, targetError(record, "open", err)
 	}
@@ -74,8 +80,9 @@ func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (catalog.Target, err
 		r.Close() // Nothing was written; the first error says more.
 		return catalog.Target{}, err
 	}
+	t.repo = r
 	a.mu.Lock()
-	a.targets[record.ID] = newTarget(store, r)
+	a.targets[record.ID] = t
 	a.mu.Unlock()
 	return a.Target(ctx, record.ID.String())
 }
@@ -92,12 +99,8 @@ func (a *Agent) checkTarget(n NewTarget) (catalog.Target, error) {
 	if n.NoEncryption == (n.Passphrase != "") {
 		return catalog.Target{}, fail(Invalid, "target %s needs either a passphrase or the explicit wish for no encryption", n.Name)
 	}
-	for name := range n.Env {
-		if !slices.ContainsFunc([]string{"OS_", "ST_", "AWS_"}, func(p string) bool { return strings.HasPrefix(name, p) }) {
-			return catalog.Target{}, fail(Invalid, "target %s: %q is no credential: names begin with OS_, ST_ or AWS_", n.Name, name)
-		}
-	}
-	return catalog.Target{ID: layers.NewID(), Name: n.Name, URL: u.String(), Created: time.Now().UTC()}, nil
+	record := catalog.Target{ID: layers.NewID(), Name: n.Name, URL: u.String(), Created: time.Now().UTC()}
+	return record, errors.Join(checkCredentials(n.Name, n.Env), n.Settings.apply(&record))
 }
 
 // openOrInit opens the repository in the store or, if there is none, makes it.
@@ -154,7 +157,7 @@ func (a *Agent) RemoveTarget(ctx context.Context, ref string) error {
 	if err != nil {
 		return err
 	}
-	t := a.targetOf(record.ID)
+	t := a.targetOf(record)
 	a.mu.Lock()
 	t.removed = true // Before the poll ends, so that no other begins.
 	a.mu.Unlock()
@@ -207,18 +210,6 @@ func (a *Agent) dropTarget(id layers.ID) error {
 	return nil
 }
 
-// targetOf returns what is in memory of a target.
-func (a *Agent) targetOf(id layers.ID) *target {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	t := a.targets[id]
-	if t == nil {
-		t = newTarget(nil, nil)
-		a.targets[id] = t
-	}
-	return t
-}
-
 // useTarget returns a target's repository, opened if it is not yet. It is not
 // removed or closed before release is called.
 func (a *Agent) useTarget(ctx context.Context, record catalog.Target) (r *repo.Repo, release func(), err error) {
@@ -236,7 +227,7 @@ func (a *Agent) useTarget(ctx context.Context, record catalog.Target) (r *repo.R
 
 // holdTarget keeps a target from being removed until release is called.
 func (a *Agent) holdTarget(record catalog.Target) (release func(), err error) {
-	t := a.targetOf(record.ID)
+	t := a.targetOf(record)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if t.removed || a.closed {
@@ -254,9 +245,8 @@ func (a *Agent) holdTarget(record catalog.Target) (release func(), err error) {
 func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*repo.Repo, error) {
 	ctx, cancel := context.WithTimeout(ctx, openTimeout)
 	defer cancel()
-	t := a.targetOf(record.ID)
-	store, err := a.openStore(ctx, record)
-	if err != nil {
+	t := a.targetOf(record)
+	if _, err := a.openStore(ctx, record); err != nil {
 		return nil, err
 	}
 	if err := t.enter(ctx); err != nil {
@@ -273,7 +263,7 @@ func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*rep
 	if err != nil {
 		return nil, err
 	}
-	r, err = repo.Open(ctx, a.patient(store, record.Name), repo.Key{Passphrase: secret.Passphrase})
+	r, err = repo.Open(ctx, a.patient(t, record.Name), repo.Key{Passphrase: secret.Passphrase})
 	if err != nil {
 		return nil, err
 	}
@@ -289,29 +279,24 @@ func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*rep
 
 // openStore opens a target's store once.
 func (a *Agent) openStore(ctx context.Context, record catalog.Target) (object.Store, error) {
-	t := a.targetOf(record.ID)
+	t := a.targetOf(record)
 	if err := t.enter(ctx); err != nil {
 		return nil, err
 	}
 	defer t.leave()
-	a.mu.Lock()
-	store := t.store
-	a.mu.Unlock()
-	if store != nil {
-		return store, nil
+	if !t.store.Empty() {
+		return &t.store, nil
 	}
 	secret, err := a.readSecrets(record.ID)
 	if err != nil {
 		return nil, err
 	}
-	store, err = a.config.OpenStore(ctx, record.URL, secret.Env)
+	store, err := a.config.OpenStore(ctx, placeOf(record, secret.Env))
 	if err != nil {
 		return nil, err
 	}
-	a.mu.Lock()
-	t.store = store
-	a.mu.Unlock()
-	return store, nil
+	t.store.Replace(store)
+	return &t.store, nil
 }
 
 func (t *target) enter(ctx context.Context) error {
@@ -354,11 +339,17 @@ func (a *Agent) closeTargets() error {
 }
 
 // patient is how the agent uses every store.
-func (a *Agent) patient(s object.Store, target string) object.Store {
-	notify := func(failure error, try int, pause time.Duration) {
+func (a *Agent) patient(t *target, name string) object.Store {
+	return object.Retry(t.gate.Store(&t.store), a.retryPolicy(name))
+}
+
+// retryPolicy is the usual one, and logs each failure.
+func (a *Agent) retryPolicy(target string) object.Policy {
+	policy := a.config.Retry
+	policy.Notify = func(failure error, try int, pause time.Duration) {
 		a.log.Info("a target did not do what was asked: it is asked again", "target", target, "error", failure, "try", try, "pause", pause)
 	}
-	return object.Retry(object.Limit(s, maxRequests), object.Policy{Notify: notify})
+	return policy
 }
 
 // targetError says what could not be done with a target, why, and what to do.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 
+	"varve/agent/object"
 	"varve/agent/repo"
 	"varve/catalog"
 )
@@ -33,6 +34,7 @@ func (a *Agent) verify(ctx context.Context, op *operation, t catalog.Target, b B
 		return err
 	}
 	defer leave()
+	ctx = object.WithClass(ctx, object.Upkeep)
 	r, release, err := a.useTarget(ctx, t)
 	if err != nil {
 		return err

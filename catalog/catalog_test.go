@@ -73,7 +73,8 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 	roundTrip(t, Snapshots, Snapshot{ID: id(), VolumeID: id(), Name: "s", Size: 4096, Status: Error, Reason: "why",
 		Consistency: Frozen, Note: "n", System: true, Created: when})
 	roundTrip(t, Backups, Backup{ID: id(), TargetID: id(), ParentID: id(), Status: Creating, Duration: time.Hour, Created: when})
-	roundTrip(t, Targets, Target{id(), id(), "t", "s3://bucket", true, when, time.Time{}})
+	roundTrip(t, Targets, Target{ID: id(), RepositoryID: id(), Name: "t", URL: "s3://bucket", Encrypted: true, Created: when,
+		MaxUpload: 1, MaxDownload: 2, MaxRequests: 3, CAFile: "/ca.pem", Proxy: "none"})
 	roundTrip(t, Attachments, Attachment{id(), id(), id(), "v@s", true, true, 3, 2, 512, when})
 	roundTrip(t, Operations, Operation{ID: id(), Kind: "volume check", Subject: id(), State: Failed, Error: "no", Note: "note", Done: 1, Total: 2,
 		Findings: []Finding{{id(), "f.data", 4096, "a", "b", true}}, Damage: 3, Started: when, Ended: when})

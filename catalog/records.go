@@ -134,6 +134,12 @@ type Target struct {
 	Encrypted    bool
 	Created      time.Time
 	Synced       time.Time // when its list of backups was last read; zero: never
+
+	MaxUpload   int64  `json:",omitempty"` // bytes a second; 0: no limit
+	MaxDownload int64  `json:",omitempty"` // bytes a second; 0: no limit
+	MaxRequests int64  `json:",omitempty"` // a second; 0: no limit
+	CAFile      string `json:",omitempty"` // PEM file of the authorities to trust; empty: the system's
+	Proxy       string `json:",omitempty"` // URL; empty: what the daemon's environment says
 }
 
 // OperationState is where an Operation stands.

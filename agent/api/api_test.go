@@ -41,9 +41,9 @@ func start(t *testing.T, mounts Mounts) *harness {
 	t.Cleanup(func() { os.RemoveAll(dir) })
 	h := &harness{t: t, log: new(safeBuffer)}
 	log := slog.New(slog.NewTextHandler(h.log, nil))
-	folder := func(make func(string) (object.Store, error)) func(context.Context, string, map[string]string) (object.Store, error) {
-		return func(_ context.Context, text string, _ map[string]string) (object.Store, error) {
-			u, err := object.ParseURL(text)
+	folder := func(make func(string) (object.Store, error)) func(context.Context, agent.Place) (object.Store, error) {
+		return func(_ context.Context, p agent.Place) (object.Store, error) {
+			u, err := object.ParseURL(p.URL)
 			if err != nil {
 				return nil, err
 			}

@@ -180,6 +180,12 @@ func (c *Client) AddTarget(ctx context.Context, n NewTarget) (Target, error) {
 	return out.Target, err
 }
 
+// ChangeTarget changes how a target is used.
+func (c *Client) ChangeTarget(ctx context.Context, name string, change TargetChange) (Target, error) {
+	out, err := call[targetBody](ctx, c, http.MethodPut, "targets", "target", name, "", targetChangeBody{change})
+	return out.Target, err
+}
+
 // RemoveTarget forgets a target. The backups stay in it.
 func (c *Client) RemoveTarget(ctx context.Context, name string) error {
 	return c.remove(ctx, "targets", "target", name)

@@ -19,6 +19,9 @@ type (
 	newTargetBody struct {
 		Target NewTarget `json:"target"`
 	}
+	targetChangeBody struct {
+		Target TargetChange `json:"target"`
+	}
 	targetRef struct {
 		Target string `path:"target" doc:"id or name"`
 	}
@@ -39,11 +42,18 @@ func (s *Server) addTargets(h huma.API) {
 	huma.Post(h, "/v1/targets", func(ctx context.Context, in *struct{ Body newTargetBody }) (*answer[targetBody], error) {
 		n := in.Body.Target
 		return targetAnswer(s.config.Agent.AddTarget(ctx, agent.NewTarget{
-			Name: n.Name, URL: n.URL, Passphrase: n.Passphrase, NoEncryption: n.NoEncryption, Env: n.Credentials,
+			Name: n.Name, URL: n.URL, Passphrase: n.Passphrase, NoEncryption: n.NoEncryption, Env: n.Credentials, Settings: targetSettings(n.TargetChange),
 		}))
 	}, created)
 	huma.Get(h, "/v1/targets/{target}", func(ctx context.Context, in *targetRef) (*answer[targetBody], error) {
 		return targetAnswer(s.config.Agent.Target(ctx, in.Target))
+	})
+	huma.Put(h, "/v1/targets/{target}", func(ctx context.Context, in *struct {
+		Target string `path:"target" doc:"id or name"`
+		Body   targetChangeBody
+	}) (*answer[targetBody], error) {
+		c := in.Body.Target
+		return targetAnswer(s.config.Agent.ChangeTarget(ctx, in.Target, targetSettings(c), c.Credentials))
 	})
 	huma.Delete(h, "/v1/targets/{target}", func(ctx context.Context, in *targetRef) (*struct{}, error) {
 		return nil, answerFor(s.config.Agent.RemoveTarget(ctx, in.Target))
@@ -67,5 +77,12 @@ func target(t catalog.Target) Target {
 	return Target{
 		ID: t.ID.String(), Name: t.Name, URL: t.URL, Encrypted: t.Encrypted,
 		CreatedAt: Time{t.Created}, SyncedAt: Time{t.Synced},
+		MaxUpload: t.MaxUpload, MaxDownload: t.MaxDownload, MaxRequests: t.MaxRequests, CAFile: optional(t.CAFile), Proxy: optional(t.Proxy),
+	}
+}
+
+func targetSettings(c TargetChange) agent.TargetSettings {
+	return agent.TargetSettings{
+		MaxUpload: c.MaxUpload, MaxDownload: c.MaxDownload, MaxRequests: c.MaxRequests, CAFile: c.CAFile, Proxy: c.Proxy,
 	}
 }

@@ -263,16 +263,32 @@ type Target struct {
 	Encrypted bool   `json:"encrypted"`
 	CreatedAt Time   `json:"created_at"`
 	SyncedAt  Time   `json:"synced_at" doc:"when its list of backups was last read"`
+
+	MaxUpload   int64   `json:"max_upload" doc:"bytes a second; 0: no limit"`
+	MaxDownload int64   `json:"max_download" doc:"bytes a second; 0: no limit"`
+	MaxRequests int64   `json:"max_requests" doc:"a second; 0: no limit"`
+	CAFile      *string `json:"ca_file" doc:"of the daemon's machine; null: the system's authorities"`
+	Proxy       *string `json:"proxy" doc:"null: as the daemon's environment says"`
 }
 
 // NewTarget is a target to add. Its passphrase and credentials are kept in the
 // daemon's state folder and never shown again.
 type NewTarget struct {
-	Name         string            `json:"name"`
-	URL          string            `json:"url" doc:"file:///…, swift://… or s3://…, without credentials"`
-	Passphrase   string            `json:"passphrase,omitempty" writeOnly:"true"`
-	NoEncryption bool              `json:"no_encryption,omitempty"`
-	Credentials  map[string]string `json:"credentials,omitempty" writeOnly:"true" doc:"OS_…, ST_… and AWS_… variables"`
+	Name         string `json:"name"`
+	URL          string `json:"url" doc:"file:///…, swift://… or s3://…, without credentials"`
+	Passphrase   string `json:"passphrase,omitempty" writeOnly:"true"`
+	NoEncryption bool   `json:"no_encryption,omitempty"`
+	TargetChange
+}
+
+// TargetChange is what of a target to change; what is left out stays.
+type TargetChange struct {
+	MaxUpload   *int64            `json:"max_upload,omitempty" doc:"bytes a second; 0: no limit"`
+	MaxDownload *int64            `json:"max_download,omitempty" doc:"bytes a second; 0: no limit"`
+	MaxRequests *int64            `json:"max_requests,omitempty" doc:"a second; 0: no limit"`
+	CAFile      *string           `json:"ca_file,omitempty" doc:"absolute path of a PEM file; empty: the system's authorities"`
+	Proxy       *string           `json:"proxy,omitempty" doc:"http://HOST:PORT; empty: as the daemon's environment says"`
+	Credentials map[string]string `json:"credentials,omitempty" writeOnly:"true" doc:"OS_…, ST_… and AWS_… variables, in place of all old ones"`
 }
 
 // A Finding is a place of a volume that was damaged.

@@ -141,8 +141,16 @@ func (d *dir) present() error {
 	return err
 }
 
-func (d *dir) Put(ctx context.Context, name string, data []byte) error {
+// begin is what every operation on a name begins with. It counts as a request.
+func (d *dir) begin(ctx context.Context, name string) error {
 	if err := check(ctx, name); err != nil {
+		return err
+	}
+	return paceOf(ctx).requests.take(ctx, 1)
+}
+
+func (d *dir) Put(ctx context.Context, name string, data []byte) error {
+	if err := d.begin(ctx, name); err != nil {
 		return d.fail("put", name, err)
 	}
 	if err := d.present(); err != nil {
@@ -190,13 +198,19 @@ func (d *dir) write(ctx context.Context, name string, data []byte) (err error) {
 			os.Remove(staged)
 		}
 	}()
-	for chunk := range slices.Chunk(data, 1<<20) {
+	up := &paceOf(ctx).up
+	for len(data) > 0 {
+		n := up.piece(min(len(data), 1<<20))
+		if err := up.take(ctx, int64(n)); err != nil {
+			return err
+		}
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if _, err := f.Write(chunk); err != nil {
+		if _, err := f.Write(data[:n]); err != nil {
 			return err
 		}
+		data = data[n:]
 	}
 	if err := f.Sync(); err != nil {
 		return err
@@ -239,13 +253,13 @@ func (d *dir) makeFolderLocked(name string) error {
 }
 
 func (d *dir) Get(ctx context.Context, name string, p []byte, off int64) (int, error) {
-	if err := check(ctx, name); err != nil {
+	if err := d.begin(ctx, name); err != nil {
 		return 0, d.fail("get", name, err)
 	}
 	if off < 0 {
 		return 0, d.fail("get", name, errNegative)
 	}
-	n, err := d.get(name, p, off)
+	n, err := d.get(ctx, name, p, off)
 	if err == nil || err == io.EOF {
 		return n, err
 	}
@@ -257,14 +271,14 @@ func (d *dir) Get(ctx context.Context, name string, p []byte, off int64) (int, e
 	return n, d.fail("get", name, err)
 }
 
-func (d *dir) get(name string, p []byte, off int64) (int, error) {
+func (d *dir) get(ctx context.Context, name string, p []byte, off int64) (int, error) {
 	f, err := os.Open(filepath.Join(d.root, filepath.FromSlash(name)))
 	if err != nil {
 		return 0, err
 	}
 	defer f.Close() // only read from
 	if len(p) > 0 {
-		return f.ReadAt(p, off)
+		return readPaced(ctx, f, p, off)
 	}
 	info, err := f.Stat()
 	switch {
@@ -278,6 +292,21 @@ func (d *dir) get(name string, p []byte, off int64) (int, error) {
 	return 0, nil
 }
 
+// readPaced is f.ReadAt at the pace of ctx.
+func readPaced(ctx context.Context, f *os.File, p []byte, off int64) (n int, err error) {
+	down := &paceOf(ctx).down
+	for n < len(p) && err == nil {
+		piece := down.piece(len(p) - n)
+		if err := down.take(ctx, int64(piece)); err != nil {
+			return n, err
+		}
+		var got int
+		got, err = f.ReadAt(p[n:n+piece], off+int64(n))
+		n += got
+	}
+	return n, err
+}
+
 // missing says whether err means that there is no such object. A folder of that
 // name is none, nor is what would lie below an object.
 func missing(err error) bool {
@@ -287,7 +316,7 @@ func missing(err error) bool {
 func (d *dir) Delete(ctx context.Context, names ...string) error {
 	folders := make(map[string]bool)
 	for _, name := range names {
-		if err := check(ctx, name); err != nil {
+		if err := d.begin(ctx, name); err != nil {
 			return d.fail("delete", name, err)
 		}
 		path := filepath.Join(d.root, filepath.FromSlash(name))
@@ -313,7 +342,10 @@ func (d *dir) Delete(ctx context.Context, names ...string) error {
 
 func (d *dir) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		err := d.present()
+		err := paceOf(ctx).requests.take(ctx, 1)
+		if err == nil {
+			err = d.present()
+		}
 		if err == nil {
 			_, err = d.walk(ctx, ".", prefix, func(i Info) bool { return yield(i, nil) })
 		}

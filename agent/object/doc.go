@@ -3,13 +3,15 @@
 //
 // A [Store] has four verbs, and that is all the repository may lean on. No
 // rename, no lock, no compare and swap, no listing that is up to date.
-// [Retry] and [Limit] are Stores around a Store:
+// [Retry] and [Gate.Store] are Stores around a Store:
 //
 //	u, err := object.ParseURL("swift://backups/varve")
 //	s, err := swift.Open(ctx, u.Container, u.Prefix, env)
-//	s = object.Retry(object.Limit(s, 8), object.Policy{})
+//	gate := object.NewGate(8)
+//	gate.SetRates(object.Rates{Upload: 10 << 20})
+//	s = object.Retry(gate.Store(s), object.Policy{})
 //
-// Limit goes inside, so that whoever waits between two tries holds no place.
+// The gate is inside, so that whoever waits between two tries holds no place.
 //
 // # Errors
 //

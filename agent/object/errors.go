@@ -25,6 +25,9 @@ type Error struct {
 	// asks to be left alone.
 	Temporary  bool
 	RetryAfter time.Duration
+
+	// Busy says that the server asks for less: a Gate then lets less through.
+	Busy bool
 }
 
 func (e *Error) Error() string {
@@ -78,6 +81,12 @@ func TemporaryStatus(code int) bool {
 		return false
 	}
 	return code >= 500
+}
+
+// BusyStatus says whether an HTTP request was answered with the wish for fewer of
+// them: 429, Swift's 498, and 503, which S3 calls SlowDown.
+func BusyStatus(code int) bool {
+	return code == http.StatusTooManyRequests || code == 498 || code == http.StatusServiceUnavailable
 }
 
 // TemporaryNetwork says whether a request that got no answer at all, or was

@@ -130,7 +130,7 @@ func TestLimit(t *testing.T) {
 		s := object.Limit(hook, 3)
 		done := make(chan error)
 		for i := range 10 {
-			go func() { done <- s.Put(t.Context(), fmt.Sprint(i), nil) }()
+			go func() { done <- s.Put(object.WithClass(t.Context(), object.Copy), fmt.Sprint(i), nil) }()
 		}
 		for range 10 {
 			if err := <-done; err != nil {
@@ -155,7 +155,7 @@ func TestLimitCancelled(t *testing.T) {
 		first := make(chan error)
 		go func() { first <- s.Put(t.Context(), "a", nil) }()
 		synctest.Wait()
-		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		ctx, cancel := context.WithTimeout(object.WithClass(t.Context(), object.Copy), time.Second)
 		defer cancel()
 		if err := s.Put(ctx, "b", nil); !errors.Is(err, context.DeadlineExceeded) {
 			t.Errorf("got %v", err)

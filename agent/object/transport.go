@@ -20,8 +20,10 @@ const stall = 60 * time.Second
 // connection for all requests would make them wait for each other's losses),
 // as many idle connections as a busy backup uses, and the stall limit. caFile,
 // if not empty, is a PEM file of the authorities to trust in place of the
-// system's. Proxies are taken from the process's environment.
-func NewTransport(caFile string) (*http.Transport, error) {
+// system's. Proxies are those that HTTP_PROXY, HTTPS_PROXY and NO_PROXY in env
+// say, or, if none of them is there, in the process's environment; loopback
+// addresses are always reached directly.
+func NewTransport(caFile string, env map[string]string) (*Transport, error) {
 	config := &tls.Config{MinVersion: tls.VersionTLS12}
 	if caFile != "" {
 		pem, err := os.ReadFile(caFile)
@@ -36,8 +38,8 @@ func NewTransport(caFile string) (*http.Transport, error) {
 	var protocols http.Protocols
 	protocols.SetHTTP1(true)
 	dialer := &net.Dialer{Timeout: 15 * time.Second, KeepAlive: 15 * time.Second}
-	return &http.Transport{
-		Proxy: http.ProxyFromEnvironment,
+	return &Transport{&http.Transport{
+		Proxy: proxies(env),
 		DialContext: func(ctx context.Context, network, address string) (net.Conn, error) {
 			c, err := dialer.DialContext(ctx, network, address)
 			if err != nil {
@@ -55,8 +57,20 @@ func NewTransport(caFile string) (*http.Transport, error) {
 		ReadBufferSize:        64 << 10,
 		DisableCompression:    true, // objects are stored and read as they are
 		Protocols:             &protocols,
-	}, nil
+	}}, nil
 }
+
+// A Transport sends requests no faster than the [Gate] that they came through
+// wants.
+type Transport struct {
+	plain *http.Transport
+}
+
+// RoundTrip is http.RoundTripper's.
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) { return roundTrip(t.plain, r) }
+
+// CloseIdleConnections is what http.Client looks for.
+func (t *Transport) CloseIdleConnections() { t.plain.CloseIdleConnections() }
 
 // stallConn is a connection on which each Read and each Write moves the
 // deadline of both on: while an upload makes progress, the Read that waits for

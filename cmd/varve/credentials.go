@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/term"
@@ -24,6 +25,10 @@ var credentialFamilies = map[string][]string{
 	"swift": {"OS_", "ST_"},
 	"s3":    {"AWS_"},
 }
+
+// proxyVariables may stand in a file of credentials, since they may hold a
+// password. They are not taken from the environment: that of the daemon counts.
+var proxyVariables = []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 
 // credentialPaths are the variables that name a file.
 var credentialPaths = []string{"OS_CACERT", "AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}
@@ -44,7 +49,7 @@ func credentials(url string, environ []string, file string) (map[string]string, 
 			return nil, usagef("credentials file %s: %v", file, err)
 		}
 		for name, value := range vars {
-			if isCredential(scheme, name) {
+			if isCredential(scheme, name) || slices.Contains(proxyVariables, name) {
 				env[name] = value
 			}
 		}
@@ -107,7 +112,7 @@ func parseCredentials(data []byte) (map[string]string, error) {
 		if err != nil {
 			return nil, fmt.Errorf("line %d (%s): %w", n, name, err)
 		}
-		if !isCredential("swift", name) && !isCredential("s3", name) {
+		if !isCredential("swift", name) && !isCredential("s3", name) && !slices.Contains(proxyVariables, name) {
 			return nil, fmt.Errorf("line %d: %s is not a credential: names begin with OS_, ST_ or AWS_", n, name)
 		}
 		vars[name] = value

@@ -36,7 +36,7 @@ func (c *call) openDirect() (*bareTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	store, err := stores{c.environ}.open(c.ctx, at, env)
+	store, err := stores{c.environ}.open(c.ctx, agent.Place{URL: at, Env: env})
 	if err != nil {
 		return nil, err
 	}

@@ -22,7 +22,7 @@ func TestSources(t *testing.T) {
 	store := object.NewMem()
 	a, err := agent.Start(ctx, agent.Config{
 		State:     t.TempDir(),
-		OpenStore: func(context.Context, string, map[string]string) (object.Store, error) { return store, nil },
+		OpenStore: func(context.Context, agent.Place) (object.Store, error) { return store, nil },
 		Log:       slog.New(slog.DiscardHandler),
 	})
 	check(t, err)

@@ -15,7 +15,7 @@ import (
 
 // A row is one line of a list; its cells stand in the order of the columns. A
 // cell is nil (shown as None), a string, a bool, an int64, a
-// byteCount, a list or a map of strings.
+// byteCount, a byteRate, a list or a map of strings.
 type row []any
 
 // A field is one line of what show prints.
@@ -33,6 +33,9 @@ type format struct {
 
 // A byteCount is a size in bytes, which tables show with a unit.
 type byteCount int64
+
+// A byteRate is bytes a second, which tables show with a unit.
+type byteRate int64
 
 var outputFormats = []string{"table", "json", "value", "yaml"}
 
@@ -157,8 +160,11 @@ func cellText(v any) string {
 
 // tableText is a value as tables show it.
 func tableText(v any) string {
-	if n, is := v.(byteCount); is {
+	switch n := v.(type) {
+	case byteCount:
 		return formatBytes(int64(n))
+	case byteRate:
+		return formatBytes(int64(n)) + "/s"
 	}
 	return cellText(v)
 }

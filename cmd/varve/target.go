@@ -14,10 +14,11 @@ import (
 func (p *program) targetCommand() *cli.Command {
 	return noun("target", "places where backups go",
 		p.verb("add", "NAME URL", "open the repository at a URL, or make one there, and remember it",
-			outputFlags(&cli.BoolFlag{Name: "no-encryption", Usage: "store backups so that whoever reads the target can read them"}),
+			outputFlags(targetFlags(&cli.BoolFlag{Name: "no-encryption", Usage: "store backups so that whoever reads the target can read them"})...),
 			(*call).targetAdd),
 		p.verb("list", "", "list targets, oldest first", outputFlags(), (*call).targetList),
 		p.verb("show", "TARGET", "show one target", outputFlags(), (*call).targetShow),
+		p.targetSetVerb(),
 		p.verb("remove", "TARGET...", "forget targets and their credentials; the backups stay in them", nil, (*call).targetRemove),
 		p.verb("sync", "TARGET...", "read the targets' lists of backups now", nil, (*call).targetSync))
 }
@@ -39,7 +40,11 @@ func (c *call) targetAdd() error {
 	if err != nil {
 		return err
 	}
-	n := api.NewTarget{Name: c.args[0], URL: at, NoEncryption: c.Bool("no-encryption"), Credentials: env}
+	n := api.NewTarget{Name: c.args[0], URL: at, NoEncryption: c.Bool("no-encryption")}
+	if n.TargetChange, err = c.targetChange(); err != nil {
+		return err
+	}
+	n.Credentials = env
 	if !n.NoEncryption {
 		if n.Passphrase, err = c.passphrases().read(n.Name, true); err != nil {
 			return err
@@ -127,10 +132,15 @@ func (c *call) targetSync() error {
 
 func targetFields(t api.Target) []field {
 	return []field{
+		{"ca_file", orNone(t.CAFile)},
 		{"created_at", formatTime(t.CreatedAt.Time)},
 		{"encrypted", t.Encrypted},
 		{"id", t.ID},
+		{"max_download", limit(byteRate(t.MaxDownload))},
+		{"max_requests", limit(t.MaxRequests)},
+		{"max_upload", limit(byteRate(t.MaxUpload))},
 		{"name", t.Name},
+		{"proxy", orNone(t.Proxy)},
 		{"synced_at", formatTime(t.SyncedAt.Time)},
 		{"url", t.URL},
 	}

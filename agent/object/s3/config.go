@@ -24,6 +24,7 @@ type settings struct {
 	pathStyle   bool
 	credentials aws.Credentials
 	caFile      string
+	env         map[string]string // says by which proxy
 }
 
 // readSettings puts together what the URL says, the environment, and the
@@ -33,6 +34,7 @@ func readSettings(ctx context.Context, u object.URL, env map[string]string) (set
 		region:   cmp.Or(u.Region, env["AWS_REGION"], env["AWS_DEFAULT_REGION"]),
 		endpoint: cmp.Or(u.Endpoint, env["AWS_ENDPOINT_URL_S3"], env["AWS_ENDPOINT_URL"]),
 		caFile:   env["AWS_CA_BUNDLE"],
+		env:      env,
 		credentials: aws.Credentials{
 			AccessKeyID: env["AWS_ACCESS_KEY_ID"], SecretAccessKey: env["AWS_SECRET_ACCESS_KEY"], SessionToken: env["AWS_SESSION_TOKEN"],
 		},
@@ -94,7 +96,7 @@ func (s *settings) readFiles(ctx context.Context, env map[string]string) error {
 // are those that a call cannot do without: some servers refuse the newer ones,
 // and each body is covered by its SHA-256 in the signature.
 func (s settings) client() (*s3.Client, error) {
-	transport, err := object.NewTransport(s.caFile)
+	transport, err := object.NewTransport(s.caFile, s.env)
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ import (
 // client sends one request. It follows no redirect: the signature covers the
 // host, and the error for it names the right region.
 type client struct {
-	transport *http.Transport
+	transport *object.Transport
 }
 
 func (c *client) Do(request *http.Request) (*http.Response, error) {
@@ -71,6 +71,7 @@ func (s *store) fail(ctx context.Context, op, name string, err error) error {
 	} else if a, found := readAnswer(err); found && a.status != http.StatusOK {
 		out.Err = s.explain(op, a)
 		out.Temporary = a.temporary()
+		out.Busy = a.code == "SlowDown" || object.BusyStatus(a.status)
 		out.RetryAfter = object.RetryAfter(a.header, time.Now())
 	} else if cause != nil {
 		out.Err = cause

@@ -22,7 +22,7 @@ type noteKey struct{}
 
 // answers is a transport that writes to the note in the request's context.
 type answers struct {
-	*http.Transport
+	*object.Transport
 }
 
 func (a *answers) RoundTrip(request *http.Request) (*http.Response, error) {
@@ -53,6 +53,7 @@ func (s *store) fail(ctx context.Context, op, name string, err error) error {
 	case errors.As(err, &e) && ctx.Err() == nil:
 		out.Err = explain(op, e)
 		out.Temporary = object.TemporaryStatus(e.StatusCode)
+		out.Busy = object.BusyStatus(e.StatusCode)
 		if n, ok := ctx.Value(noteKey{}).(*note); ok {
 			out.RetryAfter = n.retryAfter
 		}
