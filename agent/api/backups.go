@@ -82,6 +82,7 @@ func (s *Server) addBackups(h huma.API) {
 	}) (*answer[operationBody], error) {
 		return begun(s.config.Agent.DeleteBackup(ctx, in.Backup, in.Force))
 	}, accepted)
+	huma.Post(h, "/v1/backups/expire", s.expire, accepted)
 	huma.Post(h, "/v1/backups/{backup}/restore", s.restore, accepted)
 	huma.Post(h, "/v1/backups/{backup}/verify", func(ctx context.Context, in *struct {
 		Backup string `path:"backup" doc:"id or name"`

@@ -148,6 +148,13 @@ func (c *Client) DeleteBackup(ctx context.Context, name string, force bool) (Ope
 	return out.Operation, err
 }
 
+// ExpireBackups decides which backups stay, and begins to delete the others.
+func (c *Client) ExpireBackups(ctx context.Context, n NewExpiry) ([]Decision, []Operation, error) {
+	var out expiryBody
+	err := c.do(ctx, http.MethodPost, path("backups")+"/expire", newExpiryBody{n}, &out)
+	return out.Decisions, out.Operations, err
+}
+
 // RestoreBackup begins to restore a backup.
 func (c *Client) RestoreBackup(ctx context.Context, name string, n NewRestore) (Restore, Operation, error) {
 	out, err := call[begunRestore](ctx, c, http.MethodPost, "backups", "backup", name, "restore", newRestoreBody{n})

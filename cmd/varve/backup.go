@@ -32,6 +32,7 @@ func (p *program) backupCommand() *cli.Command {
 		p.verb("delete", "BACKUP...", "delete backups",
 			waitFlags(&cli.BoolFlag{Name: "force", Usage: "also if incremental backups depend on it; they stay whole"}),
 			(*call).backupDelete),
+		p.backupExpireVerb(),
 		p.verb("verify", "BACKUP", "check that a backup is whole in its target",
 			waitFlags(&cli.BoolFlag{Name: "deep", Usage: "read all its data too"}), (*call).backupVerify))
 }
