@@ -31,16 +31,27 @@ type Job struct {
 	Created       time.Time // zero: now
 	Meta          map[string]string
 
+	// Resume is the last Checkpoint of an earlier Create of this backup, with
+	// the same ID and a Source of the same instant: what that has stored is
+	// not stored again.
+	Resume Checkpoint
+
+	// Checkpoint, if it is not nil, is to keep what it is given before it
+	// returns, and may refuse. After an error what was stored stays, for
+	// another Create or for Discard. It is never called by two goroutines at
+	// once.
+	Checkpoint func(Checkpoint) error
+
 	// Progress is told the bytes examined and the bytes to examine in all, if
 	// it is not nil; never by two goroutines at once.
 	Progress func(done, total int64)
 }
 
 // Create makes a backup and returns once it is durable. After an error there
-// is no backup, and what had been stored for it is removed again as far as
-// the store allows; only if the last write fails, of the root, packs are left
-// for pruning, since the store may still be about to obey. Errors: ErrParentGone; fs.ErrExist if the volume has a
-// backup of that ID; those of the source and of the store.
+// is no backup, and what had been stored for it is removed again, as by
+// Discard and as far as the store allows; unless Job.Checkpoint is there to go
+// on later. Errors: ErrParentGone; ErrStale; fs.ErrExist if the volume has a
+// backup of that ID and there is nothing to resume; those of the source and of the store.
 //
 // Only the blocks that Changes names are read. The order is session, packs,
 // leaves, root; the root's Put is the commit.
@@ -60,11 +71,20 @@ func (r *Repo) create(ctx context.Context, j *Job) (Backup, error) {
 	if err != nil {
 		return Backup{}, err
 	}
-	if err := w.copy(ctx); err != nil {
+	if w.done {
+		return w.root.backup, nil
+	}
+	err = w.copy(ctx)
+	if err == nil {
+		err = w.commit(ctx)
+	}
+	w.session.close()
+	if err != nil {
 		w.undo(ctx)
 		return Backup{}, err
 	}
-	return w.commit(ctx)
+	w.taken.clear(ctx, w)
+	return w.root.backup, nil
 }
 
 func (j *Job) validate() error {
@@ -73,6 +93,8 @@ func (j *Job) validate() error {
 		return errors.New("no ID, or no volume's ID")
 	case j.Source == nil || j.Source.Size() <= 0:
 		return errors.New("the source is empty")
+	case len(j.Resume.Tries) > triesMax:
+		return fmt.Errorf("it was cut off %d times: make the backup again", len(j.Resume.Tries))
 	}
 	if j.Created.IsZero() {
 		j.Created = time.Now()
@@ -105,11 +127,14 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w := &writer{repo: r, job: j, root: &root{backup: j.describe(), spans: new(spans)}}
+	w := &writer{repo: r, job: j, ledger: newLedger(j), root: &root{backup: j.describe(), spans: new(spans)}}
 	w.root.name = rootName{volume: j.Volume, epoch: 1, seq: 1, backup: j.ID}
+	if err := w.findMade(ctx, l); err != nil || w.done {
+		return w, err
+	}
 	for _, root := range l.roots {
-		if root.name.backup == j.ID {
-			return nil, fmt.Errorf("the volume has this backup already: %w", fs.ErrExist)
+		if w.job.Resume.Root != "" {
+			break // the name is given
 		}
 		w.root.name.epoch = max(w.root.name.epoch, root.name.epoch)
 		w.root.name.seq = max(w.root.name.seq, root.name.seq+1)
@@ -132,7 +157,12 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	if err != nil {
 		return nil, err
 	}
-	w.session = &session{repo: r, job: j, root: w.root.name, parentRoot: parentRoot, first: next, next: next, renewed: time.Now()}
+	next = max(next, j.Resume.Sessions)
+	w.session = &session{repo: r, job: j, ledger: w.ledger, root: w.root.name, parentRoot: parentRoot, next: next, renewed: time.Now()}
+	if w.taken = newTaken(w, j.Resume.stored()); w.taken != nil {
+		// Before their packs are looked at: from now on pruning leaves them.
+		return w, w.session.start(ctx)
+	}
 	return w, nil
 }
 
@@ -187,29 +217,33 @@ func (w *writer) prepareKey(ctx context.Context) (err error) {
 		w.key, err = w.repo.volumeKey(ctx, ref)
 		return err
 	}
-	w.key, err = w.repo.putVolumeKey(ctx, volume, firstEpoch)
-	w.objects, w.stored = 1, wrappedSize
-	return err
+	if w.key, err = w.repo.putVolumeKey(ctx, volume, firstEpoch); err != nil {
+		return err
+	}
+	return w.ledger.key()
 }
 
 // commit puts the root.
-func (w *writer) commit(ctx context.Context) (Backup, error) {
-	defer w.session.close()
-	err := w.session.check()
-	if err == nil {
-		err = context.Cause(ctx)
+func (w *writer) commit(ctx context.Context) error {
+	if err := w.session.check(); err != nil {
+		return err
 	}
-	if err != nil {
-		w.undo(ctx)
-		return Backup{}, err
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	if w.ledger.madeKey() {
+		w.objects, w.stored = w.objects+1, w.stored+wrappedSize
 	}
 	name := w.root.name
+	if err := w.ledger.root(name); err != nil {
+		return err
+	}
 	object := w.root.seal(w.key, w.objects, w.stored)
 	if err := w.repo.store.Put(ctx, name.String(), object); err != nil && !w.committed(ctx, object) {
-		return Backup{}, fmt.Errorf("write root: %w", err)
+		return fmt.Errorf("write root: %w", err)
 	}
 	w.repo.index.add(listedRoot{name: name, size: int64(len(object))})
-	return w.root.backup, nil
+	return nil
 }
 
 // cleanupTime bounds what is done after the caller's context has ended.
@@ -231,19 +265,14 @@ func (w *writer) committed(ctx context.Context, object []byte) bool {
 	return false
 }
 
-// undo removes what was stored for a backup that has no root. What can't be
-// removed is left to pruning, which the session tells that nobody is at work.
+// undo removes what was stored for a backup that has no root, unless that is
+// to be gone on with. What can't be removed is left to pruning, which the
+// session tells that nobody is at work.
 func (w *writer) undo(ctx context.Context) {
-	w.session.close()
+	if w.job.Checkpoint != nil {
+		return
+	}
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer stop()
-	names := w.session.names()
-	for _, p := range w.packs {
-		names = append(names, packName(p.where, p.id))
-	}
-	for batch := range slices.Chunk(names, 1000) {
-		if w.repo.store.Delete(ctx, batch...) != nil {
-			return
-		}
-	}
+	w.repo.Discard(ctx, w.job.ID, w.ledger.point)
 }

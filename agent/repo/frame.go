@@ -17,6 +17,9 @@ type task struct {
 	runs  []run // to read, at most frameBlocks blocks
 	zeros []run // known to be zero
 
+	seed   *leaf // what the span's leaf begins with; nil: nothing
+	seeded int64 // blocks of data in seed
+
 	plain  []byte // the blocks that are not zero
 	packed []byte // plain, compressed
 
@@ -92,9 +95,9 @@ func (t *task) text() []byte {
 	return t.plain
 }
 
-// bytes is how much of the source the task has examined.
+// bytes is how much of the source the task has examined, or found stored.
 func (t *task) bytes() int64 {
-	n := int64(0)
+	n := t.seeded
 	for _, r := range t.runs {
 		n += r.count
 	}

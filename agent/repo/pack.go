@@ -46,9 +46,8 @@ type packBuilder struct {
 	lastRun  run
 }
 
-// begin starts a pack in buf, which keeps its capacity.
-func (b *packBuilder) begin(where place, backup layers.ID, key *volumeKey, buf []byte) {
-	id := newObjectID(backup)
+// begin starts the pack of that ID in buf, which keeps its capacity.
+func (b *packBuilder) begin(where place, id objectID, backup layers.ID, key *volumeKey, buf []byte) {
 	*b = packBuilder{
 		where: where, id: id, backup: backup, key: key, sealer: key.sealer(id),
 		buf: append(buf[:0], make([]byte, headerSize)...), sections: b.sections[:0],

@@ -34,6 +34,10 @@ var (
 	// ErrParentGone means that the parent of an incremental backup is not in
 	// the repository, or is deleted: a full backup is the way on.
 	ErrParentGone = errors.New("parent backup is gone")
+	// ErrStale means that a backup could not show for so long that it is being
+	// made that what it stored may be gone. Create may go on from its last
+	// Checkpoint: it looks what is there.
+	ErrStale = errors.New("the session could not be renewed")
 	// ErrClosed means that the Repo or the Layer was closed.
 	ErrClosed = errors.New("closed")
 )

@@ -26,9 +26,9 @@ const (
 type session struct {
 	repo       *Repo
 	job        *Job
+	ledger     *ledger
 	root       rootName
 	parentRoot string // name; empty without a parent
-	first      int64  // number of the first one that this session wrote
 	next       int64
 
 	begin   sync.Once
@@ -54,6 +54,9 @@ func (s *session) start(ctx context.Context) error {
 }
 
 func (s *session) write(ctx context.Context) error {
+	if err := s.ledger.session(s.next); err != nil {
+		return err
+	}
 	f := make(fields)
 	f.setID(bodyBackup, s.job.ID)
 	f.setID(bodyVolume, s.job.Volume)
@@ -92,7 +95,7 @@ func (s *session) check() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if time.Since(s.renewed) > sessionGrace {
-		return fmt.Errorf("the session could not be renewed since %s; make the backup again", s.renewed.Format(time.RFC3339))
+		return fmt.Errorf("%w since %s; make the backup again", ErrStale, s.renewed.Format(time.RFC3339))
 	}
 	return nil
 }
@@ -104,15 +107,6 @@ func (s *session) close() {
 		s.stop()
 		<-s.done
 	}
-}
-
-// names of all that the session wrote.
-func (s *session) names() []string {
-	var names []string
-	for n := s.first; n < s.next; n++ {
-		names = append(names, sessionName(s.job.ID, n))
-	}
-	return names
 }
 
 // sweepSessions removes the sessions of backups of this volume that were

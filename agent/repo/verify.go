@@ -83,6 +83,7 @@ type verify struct {
 type checkedPack struct {
 	once     sync.Once
 	err      error
+	total    int64 // length of the object, bytes
 	frames   int64 // offset where they end
 	sections []section
 	offsets  []int64
@@ -339,7 +340,7 @@ func (p *checkedPack) read(ctx context.Context, r *Repo, where place, ref packRe
 	if err != nil {
 		return err
 	}
-	p.frames = h.total - footerSize - int64(h.inner)
+	p.total, p.frames = h.total, h.total-footerSize-int64(h.inner)
 	from := h.total - footerSize
 	if trailer {
 		from = p.frames

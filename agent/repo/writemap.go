@@ -185,11 +185,9 @@ func (w *writer) writeLeaves(ctx context.Context, leaves []*newLeaf, last bool) 
 			if err := w.session.start(ctx); err != nil {
 				return err
 			}
-			buf, err := w.up.buffer(ctx)
-			if err != nil {
+			if err := w.begin(ctx, &b, inLeaves); err != nil {
 				return err
 			}
-			b.begin(inLeaves, w.job.ID, w.key, buf)
 			pack = w.leafPack(&b)
 		}
 		w.place(&b, pack, leaf)

@@ -29,14 +29,17 @@ type writer struct {
 	job     *Job
 	key     *volumeKey
 	session *session
+	ledger  *ledger
 	root    *root
 	parent  *spans // nil: no parent
+	taken   *taken // from earlier tries; nil: nothing
 
 	data    packBuilder
 	up      *uploader
 	packs   []packSize // that were sent off
 	objects int64
 	stored  int64
+	done    bool // an earlier try made the backup: root.backup
 
 	leaf      *leaf // of the span at hand
 	mu        sync.Mutex
@@ -116,7 +119,10 @@ func (w *writer) cut(ctx context.Context, free <-chan *task, work, order chan<- 
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case t := <-free:
-			t.span = span
+			t.span, t.seed, t.seeded = span, w.taken.hand(span), 0
+			if t.seed != nil {
+				t.seeded = t.seed.dataBlocks()
+			}
 			t.runs = append(t.runs[:0], runs...)
 			t.zeros = append(t.zeros[:0], zeros...)
 			order <- t // never full: there are no more tasks
@@ -131,9 +137,18 @@ func (w *writer) cut(ctx context.Context, free <-chan *task, work, order chan<- 
 		if ch.zero && w.parent == nil {
 			continue // where a full backup is silent, it is zero
 		}
-		if err := c.add(ch); err != nil {
+		var err error
+		if w.taken != nil {
+			err = w.taken.add(ctx, &c, ch)
+		} else {
+			err = c.add(ch)
+		}
+		if err != nil {
 			return err
 		}
+	}
+	if err := w.taken.leave(&c); err != nil {
+		return err
 	}
 	return c.flush()
 }
@@ -182,6 +197,7 @@ func (w *writer) collect(ctx context.Context, free chan<- *task, order <-chan *t
 	if err := ctx.Err(); err != nil {
 		return context.Cause(ctx)
 	}
+	w.taken.settle(w)
 	if err := w.closeSpan(ctx); err != nil {
 		return err
 	}
@@ -204,7 +220,10 @@ func (w *writer) take(ctx context.Context, t *task) error {
 		if err := w.closeSpan(ctx); err != nil {
 			return err
 		}
-		w.leaf = &leaf{first: t.span.block, blocks: t.span.count}
+		w.leaf = t.seed
+		if w.leaf == nil {
+			w.leaf = &leaf{first: t.span.block, blocks: t.span.count}
+		}
 	}
 	for _, r := range t.zeros {
 		w.leaf.pieces = append(w.leaf.pieces, piece{block: r.block, count: int32(r.count), frame: zeroPiece})
@@ -228,19 +247,9 @@ func (w *writer) addFrame(ctx context.Context, t *task) error {
 	})
 	w.root.backup.Logical += int64(len(t.plain))
 
-	l, ref := w.leaf, packRef{w.data.id, w.key.ref}
-	if n := len(l.packs); n == 0 || l.packs[n-1] != ref {
-		l.packs = append(l.packs, ref)
-	}
-	l.frames = append(l.frames, frameRef{
-		pack: int32(len(l.packs) - 1), number: number, off: off, stored: stored,
-		blocks: uint8(len(t.blocks)), zstd: t.zstd,
-	})
-	at := int32(0)
-	for _, r := range runs {
-		l.pieces = append(l.pieces, piece{block: r.block, count: int32(r.count), frame: int32(len(l.frames) - 1), at: at})
-		at += int32(r.count)
-	}
+	w.leaf.add(packRef{w.data.id, w.key.ref}, frameRef{
+		number: number, off: off, stored: stored, blocks: uint8(len(t.blocks)), zstd: t.zstd,
+	}, runs)
 	return nil
 }
 
@@ -255,11 +264,20 @@ func (w *writer) room(ctx context.Context, stored int) error {
 	if err := w.session.start(ctx); err != nil {
 		return err
 	}
+	return w.begin(ctx, &w.data, inData)
+}
+
+// begin starts a pack.
+func (w *writer) begin(ctx context.Context, b *packBuilder, where place) error {
 	buf, err := w.up.buffer(ctx)
 	if err != nil {
 		return err
 	}
-	w.data.begin(inData, w.job.ID, w.key, buf)
+	id, err := w.ledger.pack(where)
+	if err != nil {
+		return err
+	}
+	b.begin(where, id, w.job.ID, w.key, buf)
 	return nil
 }
 
