@@ -24,19 +24,22 @@ func TestBrokenDisk(t *testing.T) {
 }
 
 func testBrokenDisk(t *testing.T, kind string, writes bool) {
-	o := newOutage(t, program, kind, false)
+	o := newOutage(t, program, kind, 1, false)
 	h := o.history
 	knock := startKnocker(t, h.d)
 	if got := knock(); got != "ok ok" {
 		t.Fatalf("write and flush on a disk that is well: %s", got)
 	}
-	writers := h.write(1, 0)
-	await(t, "clients have promises", func() bool { return h.ledgers[0].promised() > 30 && h.ledgers[1].promised() > 30 })
-	o.disk.fail(writes, !writes)
-	for _, w := range writers {
-		<-w.ended // each ends at its first error
-		w.stop()
+	if err := h.write(); err != nil {
+		t.Fatal(err)
 	}
+	ledgers := h.line().ledgers
+	await(t, "clients have promises", func() bool { return ledgers[0].promised() > 30 && ledgers[1].promised() > 30 })
+	o.disk.fail(writes, !writes)
+	for _, w := range h.writers {
+		<-w.ended // each ends at its first error
+	}
+	h.rest()
 	if o.disk.failures() == 0 {
 		t.Error("the writers ended, but no request of the disk failed")
 	}

@@ -21,10 +21,7 @@ func TestKill(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	var moment atomic.Int64
 	d := startDaemon(t)
-	h := newHistory(t, d, t.TempDir(), func() int { return int(moment.Add(1)) })
-	for _, l := range h.ledgers {
-		l.answered = true
-	}
+	h := newHistory(t, d, t.TempDir(), seed, true, func() int { return int(moment.Add(1)) })
 	d.varve("volume", "create", "fio", "--size", "32M")
 	runFio(t, d, "--rw=write", "--do_verify=0", "--end_fsync=1") // so that each block can be verified from now on
 	for life := range setting(t, "KILLS", 4) {
@@ -33,20 +30,20 @@ func TestKill(t *testing.T) {
 		if err := load.Start(); err != nil {
 			t.Fatal(err)
 		}
-		writers := h.write(seed+uint64(life), uint64(life))
+		if err := h.write(); err != nil {
+			t.Fatal(err)
+		}
 		end, ended := make(chan struct{}), make(chan error, 1)
 		go func() { ended <- actUntil(h, r, end) }()
-		want := h.ledgers[0].promised() + 1 + rand.New(rand.NewPCG(seed, uint64(life))).IntN(300)
-		await(t, "the writer goes on", func() bool { return h.ledgers[0].promised() >= want })
+		want := h.promised() + 1 + rand.New(rand.NewPCG(seed, uint64(life))).IntN(300)
+		await(t, "the writer goes on", func() bool { return h.promised() >= want })
 		close(end)
 		d.kill()
 		load.Wait() // it lost its server: the error says so
-		for _, w := range writers {
-			w.stop()
-		}
 		if err := <-ended; err != nil {
 			t.Fatal(err)
 		}
+		h.rest()
 		crashed := h.now()
 		d.start()
 		if err := h.check(d, crashed); err != nil {

@@ -13,8 +13,6 @@ import (
 	"sync"
 	"syscall"
 	"testing"
-
-	"varve/e2e/testbed"
 )
 
 const blockSize = 4096
@@ -27,8 +25,9 @@ type ledger struct {
 
 	mu      sync.Mutex
 	blocks  [][]version // ascending by round; what was there before any is a zero of round 0
-	acks    []ack
-	problem error // what the writer said and could not be understood
+	acks    []ack       // what is durable
+	answers []ack       // what was answered: a snapshot made later has it, durable or not
+	problem error       // what the writer said and could not be understood
 }
 
 // A version is a content that a block had, or may have.
@@ -50,6 +49,15 @@ func newLedger(first, count int) *ledger {
 		l.blocks[b] = []version{{zero: true}}
 	}
 	return l
+}
+
+// fork returns a ledger for the same blocks of a copy that was just made, with
+// this content.
+func (l *ledger) fork(content []byte) *ledger {
+	f := newLedger(l.first, l.count)
+	f.answered = l.answered
+	f.settle(content)
+	return f
 }
 
 // follow reads what a writer says until it ends. place gives each promise its
@@ -76,6 +84,9 @@ func (l *ledger) hear(words []string, place int) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if words[0] == "a" {
+		l.answers = append(l.answers, ack{place, round, -1})
+	}
 	if words[0] == "f" || words[0] == "a" && l.answered {
 		l.acks = append(l.acks, ack{place, round, -1})
 		return nil
@@ -108,6 +119,19 @@ func (l *ledger) promised() int {
 func (l *ledger) check(content []byte, place int) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	return l.compare(content, place, l.acks)
+}
+
+// checkSealed compares the content of a snapshot that was begun at a place in
+// the log: all that was answered before is in it.
+func (l *ledger) checkSealed(content []byte, place int) error {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.compare(content, place, slices.Concat(l.acks, l.answers))
+}
+
+// compare is check. The caller holds mu.
+func (l *ledger) compare(content []byte, place int, acks []ack) error {
 	if l.problem != nil {
 		return l.problem
 	}
@@ -115,14 +139,13 @@ func (l *ledger) check(content []byte, place int) error {
 		return fmt.Errorf("the volume has %d bytes", len(content))
 	}
 	all, single := uint64(0), make([]uint64, l.count)
-	for _, a := range l.acks {
-		if a.place > place {
-			break
-		}
-		if a.block < 0 {
-			all = a.round
-		} else {
-			single[a.block] = a.round
+	for _, a := range acks {
+		switch {
+		case a.place > place:
+		case a.block < 0:
+			all = max(all, a.round)
+		default:
+			single[a.block] = max(single[a.block], a.round)
 		}
 	}
 	var wrong []string
@@ -168,7 +191,7 @@ func (l *ledger) settle(content []byte) {
 		round := binary.LittleEndian.Uint64(content[(l.first+b)*blockSize+8:])
 		l.blocks[b] = []version{{round, round == 0}}
 	}
-	l.acks = nil
+	l.acks, l.answers = nil, nil
 }
 
 // A writer is a process of testdata/writer.py.
@@ -179,30 +202,29 @@ type writer struct {
 	ended chan struct{} // closed when all that it said was read
 }
 
-// startWriter writes to an export until stop, or the daemon's end.
-func startWriter(t *testing.T, d *daemon, export string, l *ledger, seed, round uint64, place func() int) *writer {
-	t.Helper()
-	testbed.Require(t, "/usr/lib/python3/dist-packages/nbd.py")
+// startWriter writes to an export until stop, or the daemon's end. It may be
+// called by any goroutine of the test.
+func startWriter(t *testing.T, d *daemon, export string, l *ledger, seed, round uint64, place func() int) (*writer, error) {
 	w := &writer{t: t, ended: make(chan struct{})}
 	w.cmd = exec.Command("/usr/bin/python3", "testdata/writer.py", d.uri(export), strconv.Itoa(l.first), strconv.Itoa(l.count),
 		strconv.FormatUint(seed, 10), strconv.FormatUint(round, 10))
 	w.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	said, err := w.cmd.StdoutPipe()
 	if err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if w.stdin, err = w.cmd.StdinPipe(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	if err := w.cmd.Start(); err != nil {
-		t.Fatal(err)
+		return nil, err
 	}
 	go func() {
 		l.follow(said, place)
 		close(w.ended)
 	}()
 	t.Cleanup(w.stop)
-	return w
+	return w, nil
 }
 
 // stop ends the writer and waits until all that it said is in the ledger.

@@ -22,13 +22,13 @@ type outage struct {
 
 // newOutage starts a daemon on a new disk, with a guest if withGuest is set.
 // The guest's file system is of the disk's kind.
-func newOutage(t *testing.T, program, kind string, withGuest bool) *outage {
+func newOutage(t *testing.T, program, kind string, seed uint64, withGuest bool) *outage {
 	t.Helper()
-	o := &outage{t: t, disk: newDisk(t, kind, 640*MiB)}
+	o := &outage{t: t, disk: newDisk(t, kind, 1024*MiB)}
 	d := newDaemon(t, o.disk.path())
 	d.program = program
 	d.start()
-	o.history = newHistory(t, d, o.disk.folder, o.disk.now)
+	o.history = newHistory(t, d, o.disk.folder, seed, false, o.disk.now)
 	if withGuest {
 		o.guest = &guest{t: t, kind: kind, now: o.disk.now, scratch: o.disk.folder}
 	}
@@ -45,20 +45,20 @@ func (o *outage) run(seed uint64, acts int) {
 	if o.guest != nil {
 		endGuest = o.guest.start(h.d, seed)
 	}
-	writers := h.write(seed, 0)
+	if err := h.write(); err != nil {
+		o.t.Fatal(err)
+	}
 	for range acts {
-		want := h.ledgers[0].promised() + 10
+		want := h.promised() + 10
 		if err := h.act(r); err != nil {
 			o.t.Fatal(err)
 		}
 		if err := h.checkSnapshots(h.d, o.disk.now()); err != nil {
 			o.t.Fatalf("without any power loss: %v", err)
 		}
-		await(o.t, "the writer goes on", func() bool { return h.ledgers[0].promised() >= want })
+		await(o.t, "the writer goes on", func() bool { return h.promised() >= want })
 	}
-	for _, w := range writers {
-		w.stop()
-	}
+	h.rest()
 	endGuest()
 	h.d.stop()
 	o.disk.detach()
@@ -68,12 +68,7 @@ func (o *outage) run(seed uint64, acts int) {
 // the drive owes most.
 func (o *outage) cuts(seed uint64, n int) []cut {
 	r := rand.New(rand.NewPCG(seed, 2))
-	var promises []int
-	for _, l := range o.history.ledgers {
-		for _, a := range l.acks {
-			promises = append(promises, a.place)
-		}
-	}
+	promises := o.history.promises()
 	start, end := o.history.sizes[0].end, o.disk.now()
 	var cuts []cut
 	for i := range n {
@@ -123,8 +118,8 @@ func TestPowerLoss(t *testing.T) {
 	for _, kind := range []string{"ext4", "xfs"} {
 		t.Run(kind, func(t *testing.T) {
 			eachSeed(t, func(t *testing.T, seed uint64) {
-				o := newOutage(t, program, kind, true)
-				o.run(seed, 12)
+				o := newOutage(t, program, kind, seed, true)
+				o.run(seed, len(cycle))
 				cuts := o.cuts(seed, 8)
 				for _, c := range cuts {
 					if err := o.check(c); err != nil {
@@ -150,7 +145,7 @@ func TestPowerLoss(t *testing.T) {
 // TestPowerLossWithoutSync is the negative control of TestPowerLoss: a Varve
 // that was built without the sync of a flush does not pass.
 func TestPowerLossWithoutSync(t *testing.T) {
-	o := newOutage(t, buildWithoutSync(t), "ext4", false)
+	o := newOutage(t, buildWithoutSync(t), "ext4", 1, false)
 	o.run(1, 3)
 	found := 0
 	cuts := o.cuts(1, 6)

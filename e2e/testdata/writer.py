@@ -49,7 +49,7 @@ def write(blocks):
 
 
 def zero():
-    n = pick.choice([1, 8, min(100, count)])
+    n = pick.choice([1, 8, min(100, count), count // 3])
     b = first + pick.randrange(count - n + 1)
     say("z", round, *range(b, b + n))
     h = pick.choice(connections)
