@@ -83,12 +83,14 @@ func (l load) run(c *conn) (*loadResult, error) {
 		random:  rand.New(rand.NewPCG(l.seed, 0)),
 		payload: make([]byte, 2*max(l.block, 1<<20)),
 		sent:    make([]time.Time, l.depth+1),
-		out:     make([]byte, 0, (l.depth+1)*(requestSize+min(l.block, copiedPayload))), // pieces point into it
+		out:     make([]byte, (l.depth+1)*(requestSize+min(l.block, shortPayload))),
 	}
 	for slot := range l.depth {
 		g.free = append(g.free, uint64(slot))
 	}
 	fillRandom(g.payload, l.seed)
+	fillRandom(g.out, l.seed+1)
+	g.out = g.out[:0] // it never grows: pieces point into it
 	if !l.write {
 		g.scanner.readSize = l.block
 	}
@@ -111,9 +113,10 @@ type generator struct {
 	result  loadResult
 }
 
-// copiedPayload is the longest payload, in bytes, that is copied behind its
-// header; longer ones are gathered by the system call.
-const copiedPayload = 16 << 10
+// shortPayload is the longest payload, in bytes, that lies behind its header;
+// longer ones are gathered by the system call. The short ones lie there from the
+// start, since a copy would cost as much as the request.
+const shortPayload = 16 << 10
 
 func (g *generator) drive(c *conn) error {
 	began := time.Now()
@@ -200,11 +203,10 @@ func (g *generator) request(slot uint64, now time.Time) {
 		return
 	}
 	g.out = appendRequest(g.out, cmdWrite, slot, off, g.block)
-	from := int(g.random.Uint32N(uint32(len(g.payload) - g.block)))
-	payload := g.payload[from : from+g.block]
-	if g.block > copiedPayload {
-		g.pieces = append(g.pieces, g.out[len(g.out)-requestSize:], payload)
+	if g.block <= shortPayload {
+		g.out = g.out[:len(g.out)+g.block]
 		return
 	}
-	g.out = append(g.out, payload...)
+	from := int(g.random.Uint32N(uint32(len(g.payload) - g.block)))
+	g.pieces = append(g.pieces, g.out[len(g.out)-requestSize:], g.payload[from:from+g.block])
 }
