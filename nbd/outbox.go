@@ -28,7 +28,7 @@ const maxAhead = 512 << 10
 type outbox struct {
 	conn  net.Conn
 	raw   syscall.RawConn // nil if conn is no socket; then there is no writev
-	cork  *corked         // of conn, if it is encrypted
+	seal  *sealer         // below conn, if it is encrypted
 	limit int64           // bytes
 
 	// budget bounds all connections together; nil does not. Of the charge,
@@ -260,15 +260,17 @@ func (o *outbox) next() bool {
 // write sends what is left. It is false if it would have to wait and may not.
 // An error is kept in writeErr: the connection is closed and the rest dropped.
 func (o *outbox) write(patient bool) bool {
-	if len(o.left) == 0 {
-		return true
-	}
-	if o.raw == nil {
+	done := true
+	switch {
+	case o.seal != nil:
+		done = o.writeSealed(patient)
+	case len(o.left) == 0:
+	case o.raw == nil:
 		if !patient {
 			return false
 		}
 		o.writePlain()
-	} else {
+	default:
 		o.patient = patient
 		if err := o.raw.Write(o.step); err != nil && o.writeErr == nil {
 			o.writeErr = err
@@ -277,9 +279,10 @@ func (o *outbox) write(patient bool) bool {
 	if o.writeErr != nil {
 		o.left = nil
 		o.conn.Close() // wakes the reader; the error is already known
+		done = true
 	}
 	clear(o.vec[:len(o.vec)-len(o.left)]) // hold no buffer that is back in its pool
-	return len(o.left) == 0
+	return done && len(o.left) == 0
 }
 
 // writeSome is called by the runtime's poller with the socket, again and again
@@ -320,14 +323,6 @@ func (o *outbox) advance(n int) {
 
 // writePlain sends over a connection that has no descriptor.
 func (o *outbox) writePlain() {
-	if o.cork != nil {
-		o.cork.cork()
-		defer func() {
-			if err := o.cork.uncork(); err != nil && o.writeErr == nil {
-				o.writeErr = err
-			}
-		}()
-	}
 	for _, v := range o.left {
 		if _, err := o.conn.Write(unsafe.Slice(v.Base, v.Len)); err != nil {
 			o.writeErr = err
@@ -338,10 +333,42 @@ func (o *outbox) writePlain() {
 	o.left = nil
 }
 
+// writeSealed encrypts and sends by turns. It is false if it would have to wait
+// and may not; then records may be held though nothing is left.
+func (o *outbox) writeSealed(patient bool) bool {
+	for {
+		done, err := o.seal.pass(patient)
+		if err != nil {
+			o.writeErr = err
+		}
+		if !done || len(o.left) == 0 {
+			return done
+		}
+		o.seal.hold()
+		if o.writeErr = o.encrypt(); o.writeErr != nil {
+			return false
+		}
+	}
+}
+
+// encrypt gives the sealer as much of what is left as is sent at once.
+func (o *outbox) encrypt() error {
+	for len(o.left) > 0 && !o.seal.full() {
+		v := &o.left[0]
+		n, err := o.seal.take(unsafe.Slice(v.Base, v.Len))
+		if err != nil {
+			return err
+		}
+		o.advance(n)
+	}
+	return o.seal.finish()
+}
+
 // secure goes over to an encrypted connection, before anything is sent. Only
 // the reader calls it.
-func (o *outbox) secure(conn net.Conn, cork *corked) {
-	o.conn, o.raw, o.cork = conn, nil, cork
+func (o *outbox) secure(s *sealer) {
+	o.conn, o.seal = s.secure, s
+	s.progress = &o.progress
 }
 
 // handOver makes the outbox's goroutine the sender. Only the reader, which

@@ -1,7 +1,6 @@
 package nbd
 
 import (
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -31,14 +30,13 @@ func (h *handshake) startTLS(data []byte) error {
 		return err
 	}
 	h.reply = h.reply[:0]
-	cork := &corked{Conn: h.conn}
-	secure := tls.Server(cork, h.server.TLS)
-	if err := secure.HandshakeContext(h.ctx); err != nil {
+	seal := newSealer(h.conn, h.server.TLS)
+	if err := seal.secure.HandshakeContext(h.ctx); err != nil {
 		return fmt.Errorf("%w: TLS: %w", errProtocol, err)
 	}
-	h.secure = secure
-	h.in.conn = secure
-	h.out.secure(secure, cork)
+	h.secure = seal.secure
+	h.in.conn = seal.secure
+	h.out.secure(seal)
 	h.structured, h.extended = false, false
 	h.selected, h.contextFor = nil, ""
 	h.log = h.log.With("tls", PeerNames(h.ctx))
@@ -57,8 +55,8 @@ func (h *handshake) plainRefused(option uint32) bool {
 // corkBytes is how much a corked connection holds back at most.
 const corkBytes = 128 << 10
 
-// A corked connection gathers what TLS writes, which is a system call for each
-// record of 16 KiB otherwise.
+// A corked connection gathers what a client's TLS writes, which is a system call
+// for each record of 16 KiB otherwise.
 type corked struct {
 	net.Conn
 	mu  sync.Mutex // TLS answers to key updates from its reader
