@@ -13,6 +13,8 @@ import (
 	"strings"
 
 	"golang.org/x/term"
+
+	"varve/agent/object/swift"
 )
 
 // maxSecretFile bounds the files that credentials and passphrases are read
@@ -34,8 +36,27 @@ var proxyVariables = []string{"HTTP_PROXY", "HTTPS_PROXY", "NO_PROXY"}
 var credentialPaths = []string{"OS_CACERT", "AWS_CA_BUNDLE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"}
 
 // credentials are the variables that the target at url logs in with: those of
-// file, if there is one, over those of environ. They are secret. Paths in them
-// are made absolute: the daemon works in another folder.
+// the flag --credentials' file, if there is one, over those of the environment;
+// or the cloud in clouds.yaml that they or the flag --cloud name. They are
+// secret. Paths in them are made absolute: the daemon works in another folder.
+func (c *call) credentials(url string) (map[string]string, error) {
+	env, err := credentials(url, c.environ, c.String("credentials"))
+	if err != nil {
+		return nil, err
+	}
+	if cloud := c.String("cloud"); cloud != "" {
+		if !strings.HasPrefix(url, "swift:") {
+			return nil, usagef("--cloud %s: clouds of clouds.yaml are for swift:// targets", cloud)
+		}
+		env["OS_CLOUD"] = cloud
+	}
+	if env, err = swift.Cloud(env); err != nil {
+		return nil, usagef("%v", err)
+	}
+	return env, absolutePaths(env)
+}
+
+// credentials is call.credentials without clouds.
 func credentials(url string, environ []string, file string) (map[string]string, error) {
 	scheme, _, _ := strings.Cut(url, "://")
 	env := credentialsIn(scheme, environ)
@@ -48,23 +69,30 @@ func credentials(url string, environ []string, file string) (map[string]string, 
 		if err != nil {
 			return nil, usagef("credentials file %s: %v", file, err)
 		}
+		if vars["OS_CLOUD"] == "" && (vars["OS_AUTH_URL"] != "" || vars["ST_AUTH"] != "") {
+			delete(env, "OS_CLOUD") // the file says all that is needed
+		}
 		for name, value := range vars {
 			if isCredential(scheme, name) || slices.Contains(proxyVariables, name) {
 				env[name] = value
 			}
 		}
 	}
+	return env, absolutePaths(env)
+}
+
+func absolutePaths(env map[string]string) error {
 	for _, name := range credentialPaths {
 		if env[name] == "" {
 			continue
 		}
 		path, err := filepath.Abs(env[name])
 		if err != nil {
-			return nil, fmt.Errorf("%s=%s: %w", name, env[name], err)
+			return fmt.Errorf("%s=%s: %w", name, env[name], err)
 		}
 		env[name] = path
 	}
-	return env, nil
+	return nil
 }
 
 // credentialsIn are the variables of environ, NAME=VALUE each, that targets of

@@ -32,7 +32,7 @@ func (c *call) openDirect() (*bareTarget, error) {
 	if err != nil {
 		return nil, err
 	}
-	env, err := credentials(at, c.environ, c.String("credentials"))
+	env, err := c.credentials(at)
 	if err != nil {
 		return nil, err
 	}

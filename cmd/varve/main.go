@@ -67,6 +67,7 @@ func (p *program) app() *cli.App {
 			&cli.StringFlag{Name: "target", Usage: "`URL` of a backup target to work on without a daemon"},
 			&cli.StringFlag{Name: "passphrase-file", Usage: "`FILE` with the passphrase of a target; VARVE_PASSPHRASE is the other way"},
 			&cli.StringFlag{Name: "credentials", Usage: "`FILE` of NAME=VALUE lines (OS_…, ST_…, AWS_…) that override the environment"},
+			&cli.StringFlag{Name: "cloud", Usage: "log in to Swift as clouds.yaml says of the cloud `NAME`; OS_CLOUD is the other way"},
 		},
 		Writer:         p.stdout,
 		ErrWriter:      p.stderr,

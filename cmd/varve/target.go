@@ -36,7 +36,7 @@ func (c *call) targetAdd() error {
 	if err != nil {
 		return err
 	}
-	env, err := credentials(at, c.environ, c.String("credentials"))
+	env, err := c.credentials(at)
 	if err != nil {
 		return err
 	}

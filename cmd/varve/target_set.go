@@ -24,7 +24,7 @@ func targetFlags(more ...cli.Flag) []cli.Flag {
 func (p *program) targetSetVerb() *cli.Command {
 	command := p.verb("set", "TARGET", "change how a target is used",
 		outputFlags(targetFlags(
-			&cli.BoolFlag{Name: "login", Usage: "log in from now on with the credentials of the environment, and of --credentials FILE"})...),
+			&cli.BoolFlag{Name: "login", Usage: "log in from now on with the credentials of the environment, --credentials FILE or --cloud NAME"})...),
 		(*call).targetSet)
 	command.Description = "Rates hold at once, for what is under way too. New credentials, another proxy and another CA file are tried before " +
 		"they are kept. Where a rate is not enough for all, mounts and lists go before backups and restores, and those before verifying."
@@ -44,16 +44,16 @@ func (c *call) targetSet() error {
 	if err != nil {
 		return err
 	}
-	if c.Bool("login") || c.IsSet("credentials") {
+	if c.Bool("login") || c.IsSet("credentials") || c.IsSet("cloud") {
 		t, err := client.Target(c.ctx, c.args[0])
 		if err != nil {
 			return err
 		}
-		if change.Credentials, err = credentials(t.URL, c.environ, c.String("credentials")); err != nil {
+		if change.Credentials, err = c.credentials(t.URL); err != nil {
 			return err
 		}
 		if len(change.Credentials) == 0 {
-			return usagef("target set: there are no credentials for %s in the environment, and no --credentials FILE", t.URL)
+			return usagef("target set: there are no credentials for %s in the environment, and no --credentials FILE or --cloud NAME", t.URL)
 		}
 	}
 	t, err := client.ChangeTarget(c.ctx, c.args[0], change)

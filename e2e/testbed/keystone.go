@@ -270,3 +270,13 @@ func (c *keystoneClient) call(method, path string, in, out any) {
 		return json.Unmarshal(answer, out)
 	}()
 }
+
+// Token returns a fresh token of the user demo.
+func (k *KeystoneServer) Token(t testing.TB) string {
+	t.Helper()
+	demo := &keystoneClient{url: k.URL}
+	if err := demo.login("demo", "demo"); err != nil {
+		t.Fatalf("testbed: %v", err)
+	}
+	return demo.token
+}

@@ -47,7 +47,10 @@ func status(err error) int {
 // page of HTML.
 func (s *store) fail(ctx context.Context, op, name string, err error) error {
 	out := &object.Error{Op: op, Name: name, Store: s.where, Err: err}
-	var e *swift.Error
+	var (
+		e     *swift.Error
+		login *loginError
+	)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 	case errors.As(err, &e) && ctx.Err() == nil:
@@ -62,6 +65,9 @@ func (s *store) fail(ctx context.Context, op, name string, err error) error {
 			out.Err = cause
 			out.Temporary = object.TemporaryNetwork(cause)
 		}
+	}
+	if errors.As(err, &login) && out.Err != err {
+		out.Err = &loginError{login.address, out.Err}
 	}
 	return out
 }

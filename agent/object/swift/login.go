@@ -49,11 +49,20 @@ func (s *store) login(ctx context.Context) (*session, error) {
 	}
 	fresh, err := s.config.connect(ctx, s.transport)
 	if err != nil {
-		return nil, fmt.Errorf("log-in at %s: %w", s.config.address(), err)
+		return nil, &loginError{s.config.address(), err}
 	}
 	s.session.Store(fresh)
 	return fresh, nil
 }
+
+// A loginError says that it was the log-in that failed.
+type loginError struct {
+	address string
+	err     error
+}
+
+func (e *loginError) Error() string { return fmt.Sprintf("log-in at %s: %v", e.address, e.err) }
+func (e *loginError) Unwrap() error { return e.err }
 
 func (s *session) usable() bool {
 	return s != nil && (s.renewal.IsZero() || time.Now().Before(s.renewal))
@@ -61,8 +70,10 @@ func (s *session) usable() bool {
 
 // A config is how to log in.
 type config struct {
-	conn func() *swift.Connection // without transport and limits
-	url  string                   // of the log-in
+	conn    func() *swift.Connection // without transport and limits
+	url     string                   // of the log-in
+	storage string                   // URL of the object store in place of the catalog's; may be empty
+	caFile  string                   // may be empty
 }
 
 // address returns the URL of the log-in as it may be shown.
@@ -86,6 +97,9 @@ func (c config) connect(ctx context.Context, transport *answers) (*session, erro
 	}
 	if err := conn.Authenticate(ctx); err != nil {
 		return nil, explainLogin(err, conn)
+	}
+	if c.storage != "" {
+		conn.StorageUrl = strings.TrimSuffix(c.storage, "/")
 	}
 	if !conn.Expires.IsZero() {
 		// A short-lived token is used for half of its life.
@@ -125,12 +139,17 @@ func (r *refusal) Unwrap() error { return fs.ErrPermission }
 
 // variables are what a log-in needs, for error messages.
 const variables = "set OS_AUTH_URL, OS_USERNAME, OS_PASSWORD and OS_PROJECT_NAME; or OS_AUTH_URL, OS_APPLICATION_CREDENTIAL_ID and " +
-	"OS_APPLICATION_CREDENTIAL_SECRET; or ST_AUTH, ST_USER and ST_KEY; or OS_STORAGE_URL and OS_AUTH_TOKEN"
+	"OS_APPLICATION_CREDENTIAL_SECRET; or OS_CLOUD (--cloud NAME), a cloud of clouds.yaml; or ST_AUTH, ST_USER and ST_KEY; or OS_STORAGE_URL and OS_AUTH_TOKEN"
 
 // readEnv finds out from the usual variables how to log in. They are those of
 // the OpenStack command line client ("openrc"), and of the older swift client
 // (ST_*), which count if no OS_AUTH_URL is given.
+// OS_CLOUD puts a cloud of clouds.yaml in their place, see Cloud.
 func readEnv(env map[string]string) (config, error) {
+	env, err := Cloud(env)
+	if err != nil {
+		return config{}, err
+	}
 	get := func(names ...string) string {
 		for _, name := range names {
 			if value := env[name]; value != "" {
@@ -139,8 +158,9 @@ func readEnv(env map[string]string) (config, error) {
 		}
 		return ""
 	}
-	if token, storage := get("OS_AUTH_TOKEN", "OS_TOKEN"), get("OS_STORAGE_URL"); token != "" && storage != "" {
-		return config{url: storage, conn: func() *swift.Connection {
+	token, storage := get("OS_AUTH_TOKEN", "OS_TOKEN"), get("OS_STORAGE_URL")
+	if token != "" && storage != "" {
+		return config{caFile: env["OS_CACERT"], url: storage, conn: func() *swift.Connection {
 			return &swift.Connection{AuthToken: token, StorageUrl: strings.TrimSuffix(storage, "/")}
 		}}, nil
 	}
@@ -174,18 +194,21 @@ func readEnv(env map[string]string) (config, error) {
 	if err := setVersion(&base, wanted); err != nil {
 		return config{}, err
 	}
+	if base.UserName == "" && base.UserId == "" {
+		base.Token = token
+	}
 	if err := complete(&base); err != nil {
 		return config{}, err
 	}
-	return config{url: base.AuthUrl, conn: func() *swift.Connection { return fields(&base) }}, nil
+	return config{caFile: env["OS_CACERT"], storage: storage, url: base.AuthUrl, conn: func() *swift.Connection { return settings(&base) }}, nil
 }
 
-// fields returns a connection with the same settings. A swift.Connection holds
+// settings returns a connection with the same settings. A swift.Connection holds
 // a lock, so it is not copied whole.
-func fields(c *swift.Connection) *swift.Connection {
+func settings(c *swift.Connection) *swift.Connection {
 	return &swift.Connection{
 		AuthUrl: c.AuthUrl, AuthVersion: c.AuthVersion, Region: c.Region, EndpointType: c.EndpointType,
-		UserName: c.UserName, UserId: c.UserId, ApiKey: c.ApiKey, Domain: c.Domain, DomainId: c.DomainId,
+		UserName: c.UserName, UserId: c.UserId, ApiKey: c.ApiKey, Token: c.Token, Domain: c.Domain, DomainId: c.DomainId,
 		Tenant: c.Tenant, TenantId: c.TenantId, TenantDomain: c.TenantDomain, TenantDomainId: c.TenantDomainId, TrustId: c.TrustId,
 		ApplicationCredentialId: c.ApplicationCredentialId, ApplicationCredentialName: c.ApplicationCredentialName,
 		ApplicationCredentialSecret: c.ApplicationCredentialSecret,
@@ -243,16 +266,19 @@ func complete(c *swift.Connection) error {
 		}
 		return nil
 	}
-	if c.UserName == "" && c.UserId == "" || c.ApiKey == "" {
+	if c.Token == "" && (c.UserName == "" && c.UserId == "" || c.ApiKey == "") {
 		return errors.New("the user or the password is missing; " + variables)
 	}
-	if c.AuthVersion != 3 {
+	switch {
+	case c.Token != "" && c.AuthVersion != 3:
+		return fmt.Errorf("a token (OS_TOKEN) logs in with version 3 only, and OS_AUTH_URL or OS_IDENTITY_API_VERSION says %d", c.AuthVersion)
+	case c.AuthVersion != 3:
 		return nil
 	}
 	if c.Tenant == "" && c.TenantId == "" && c.TrustId == "" {
 		return errors.New("the project is missing; set OS_PROJECT_NAME or OS_PROJECT_ID")
 	}
-	if c.UserId == "" && c.Domain == "" && c.DomainId == "" {
+	if c.Token == "" && c.UserId == "" && c.Domain == "" && c.DomainId == "" {
 		c.DomainId = "default"
 	}
 	if c.TenantId == "" && c.TenantDomain == "" && c.TenantDomainId == "" && c.Domain == "" && c.DomainId == "" {

@@ -67,7 +67,7 @@ func open(ctx context.Context, u object.URL, env map[string]string, create bool)
 	if err != nil {
 		return nil, fail(err)
 	}
-	transport, err := object.NewTransport(env["OS_CACERT"], env)
+	transport, err := object.NewTransport(c.caFile, env)
 	if err != nil {
 		return nil, fail(err)
 	}
