@@ -56,6 +56,13 @@ func (s *shelf) Open(_ context.Context, name string) (*nbd.Export, error) {
 	return &e, nil
 }
 
+// put adds an export, or replaces one.
+func (s *shelf) put(e nbd.Export) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.exports[e.Name] = e
+}
+
 // leftOpen is the number of exports that were opened and not closed.
 func (s *shelf) leftOpen() (n int) {
 	s.mu.Lock()
