@@ -28,6 +28,8 @@ func (e *DamageError) Unwrap() []error {
 	return []error{ErrCorrupt}
 }
 
+var errMissing = errors.New("the object is missing")
+
 func damaged(object string, offset int64, err error) error {
 	return &DamageError{Object: object, Offset: offset, Err: err}
 }
@@ -39,7 +41,7 @@ func readError(object string, offset int64, n, want int, err error) error {
 	case n == want:
 		return nil
 	case errors.Is(err, fs.ErrNotExist):
-		return &DamageError{object, offset, errors.New("the object is missing")}
+		return &DamageError{object, offset, errMissing}
 	case err == io.EOF:
 		return &DamageError{object, offset + int64(n), fmt.Errorf("the object ends here, expected %d more bytes", want-n)}
 	case err == nil:

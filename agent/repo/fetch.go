@@ -130,7 +130,11 @@ func (r *Repo) readLeaves(ctx context.Context, volume layers.ID, row row, parts 
 }
 
 func (r *Repo) readLeaf(ctx context.Context, volume layers.ID, row *row, i int) (*leaf, error) {
-	ref := &row.leaves[i]
+	return r.readOneLeaf(ctx, volume, &row.leaves[i], row.first, row.blocks, i == len(row.leaves)-1)
+}
+
+// readOneLeaf reads the leaf of a span, which is a base or not.
+func (r *Repo) readOneLeaf(ctx context.Context, volume layers.ID, ref *leafRef, first, blocks int64, base bool) (*leaf, error) {
 	text, err := r.readSection(ctx, ref, sectionLeaf)
 	if err != nil {
 		return nil, err
@@ -143,8 +147,8 @@ func (r *Repo) readLeaf(ctx context.Context, volume layers.ID, row *row, i int) 
 	if err != nil {
 		return bad(err)
 	}
-	if l.first != row.first || l.blocks != row.blocks || l.base != (i == len(row.leaves)-1) {
-		return bad(fmt.Errorf("leaf of %d blocks from %d on, expected %d from %d on", l.blocks, l.first, row.blocks, row.first))
+	if l.first != first || l.blocks != blocks || l.base != base {
+		return bad(fmt.Errorf("leaf of %d blocks from %d on, expected %d from %d on", l.blocks, l.first, blocks, first))
 	}
 	return l, nil
 }

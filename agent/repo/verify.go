@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -13,8 +14,8 @@ import (
 	"varve/layers"
 )
 
-// A Level says how much of a backup Verify reads. Each reads what the one
-// before reads, and more.
+// A Level says how much Verify reads of a backup, and Audit of a repository.
+// Each reads what the one before reads, and more.
 type Level int
 
 const (
@@ -24,10 +25,26 @@ const (
 	// Map also reads the trailers of the packs and the inventory, and compares
 	// them with the map.
 	Map
+	// Sample is Map to Verify. Audit also reads frames that it draws.
+	Sample
 	// Deep also reads every frame that the backup needs, decrypts and expands
 	// it, and compares its id.
 	Deep
 )
+
+var levelNames = [...]string{"presence", "map", "sample", "deep"}
+
+// String is the level's name.
+func (l Level) String() string { return levelNames[l] }
+
+// ParseLevel reads what String wrote.
+func ParseLevel(name string) (Level, error) {
+	i := slices.Index(levelNames[:], name)
+	if i < 0 {
+		return 0, fmt.Errorf("there is no level %q: there are %s", name, strings.Join(levelNames[:], ", "))
+	}
+	return Level(i), nil
+}
 
 // VerifyOptions choose what Verify does.
 type VerifyOptions struct {
@@ -179,22 +196,14 @@ func (v *verify) leaves(ctx context.Context, rows []row) ([]*leaf, error) {
 
 // inventory checks the packs that the backup added, needed or not.
 func (v *verify) inventory(ctx context.Context) error {
-	ref := v.root.inventory
-	bad := func(err error) error { return damaged(ref.pack.name(), ref.off, err) }
-	text, err := v.repo.readSection(ctx, ref, sectionInventory)
+	packs, err := v.repo.readInventory(ctx, v.root)
 	if err != nil {
 		return err
 	}
-	if text, err = expand(text, maxLeafText); err != nil {
-		return bad(err)
-	}
-	packs, err := parseInventory(text)
-	if err != nil {
-		return bad(err)
-	}
+	ref := v.root.inventory
 	for _, p := range packs {
 		if p.where == inData && !v.listed(p.id, p.size) {
-			return bad(fmt.Errorf("pack %s of %d bytes is in the inventory of another backup", p.id, p.size))
+			return damaged(ref.pack.name(), ref.off, fmt.Errorf("pack %s of %d bytes is in the inventory of another backup", p.id, p.size))
 		}
 	}
 	return nil
@@ -318,47 +327,73 @@ func (v *verify) pack(ctx context.Context, ref packRef) (*checkedPack, error) {
 
 // read checks header and footer, and the trailer if asked.
 func (p *checkedPack) read(ctx context.Context, r *Repo, where place, ref packRef, trailer bool) error {
-	name, kind := packName(where, ref.id), kindData
-	if where == inLeaves {
-		kind = kindLeaves
-	}
+	name := packName(where, ref.id)
 	front := make([]byte, headerSize)
 	if err := r.readRange(ctx, name, front, 0); err != nil {
 		return err
 	}
-	h, err := parseHeader(front)
-	if err != nil {
-		return damaged(name, 0, err)
-	}
-	if h.kind != kind || h.id != ref.id || h.key != ref.key {
-		return damaged(name, 0, fmt.Errorf("it is pack %s, expected %s", h.id, ref.id))
-	}
-	if h.inner > maxTrailer || h.total < headerSize+int64(h.inner)+footerSize {
-		return damaged(name, 96, fmt.Errorf("lengths %d and %d do not fit each other", h.inner, h.total))
-	}
-	key, err := r.keyOf(ctx, &h, name)
+	h, key, err := r.openPack(ctx, where, ref, front)
 	if err != nil {
 		return err
 	}
-	p.total, p.frames = h.total, h.total-footerSize-int64(h.inner)
 	from := h.total - footerSize
 	if trailer {
-		from = p.frames
+		from -= int64(h.inner)
 	}
 	back := make([]byte, h.total-from)
 	if err := r.readRange(ctx, name, back, from); err != nil {
 		return err
 	}
-	if err := checkFooter(back[len(back)-footerSize:], &h); err != nil {
+	return p.readEnd(name, &h, key, front, back, trailer)
+}
+
+// openPack checks the header of a pack, and returns the key that it names.
+func (r *Repo) openPack(ctx context.Context, where place, ref packRef, front []byte) (h header, key *volumeKey, err error) {
+	name, kind := packName(where, ref.id), kindData
+	if where == inLeaves {
+		kind = kindLeaves
+	}
+	if h, err = parseHeader(front); err != nil {
+		return h, nil, damaged(name, 0, err)
+	}
+	if h.kind != kind || h.id != ref.id || h.key != ref.key {
+		return h, nil, damaged(name, 0, fmt.Errorf("it is pack %s, expected %s", h.id, ref.id))
+	}
+	if h.inner > maxTrailer || h.total < headerSize+int64(h.inner)+footerSize {
+		return h, nil, damaged(name, 96, fmt.Errorf("lengths %d and %d do not fit each other", h.inner, h.total))
+	}
+	key, err = r.keyOf(ctx, &h, name)
+	return h, key, err
+}
+
+// readEnd checks the footer, the end of back, and the trailer before it if
+// asked.
+func (p *checkedPack) readEnd(name string, h *header, key *volumeKey, front, back []byte, trailer bool) error {
+	p.total, p.frames = h.total, h.total-footerSize-int64(h.inner)
+	footer := len(back) - footerSize
+	if err := checkFooter(back[footer:], h); err != nil {
 		return damaged(name, h.total-footerSize, err)
 	}
 	if !trailer {
 		return nil
 	}
-	if err := p.readTrailer(key.sealer(h.id), front, back[:h.inner]); err != nil {
+	if err := p.readTrailer(key.sealer(h.id), front, back[footer-int(h.inner):footer]); err != nil {
 		return damaged(name, p.frames, err)
 	}
 	return nil
+}
+
+// parse checks a whole pack but for its frames, and returns its key.
+func (p *checkedPack) parse(ctx context.Context, r *Repo, where place, ref packRef, b []byte) (*volumeKey, error) {
+	name := packName(where, ref.id)
+	h, key, err := r.openPack(ctx, where, ref, b)
+	if err != nil {
+		return nil, err
+	}
+	if h.total != int64(len(b)) {
+		return nil, damaged(name, 100, fmt.Errorf("it says that it has %d bytes, and has %d", h.total, len(b)))
+	}
+	return key, p.readEnd(name, &h, key, b, b, true)
 }
 
 func (p *checkedPack) readTrailer(s *sealer, front, stored []byte) error {
