@@ -30,6 +30,8 @@ import (
 // nothing stays claimed.
 func (a *Agent) resumed(kind string) func(op catalog.Operation, state []byte) (job, error) {
 	switch kind {
+	case kindVerifyTarget:
+		return a.resumeVerification
 	}
 	return nil
 }

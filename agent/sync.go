@@ -179,6 +179,7 @@ func mirror(tx *catalog.Tx, b catalog.Backup, known map[layers.ID]catalog.Backup
 		return nil
 	}
 	b.TempSnapshotID, b.Duration = old.TempSnapshotID, old.Duration
+	b.Damage, b.DamageMode = old.Damage, old.DamageMode
 	if old.Updated.After(b.Updated) {
 		b.Updated = old.Updated
 	}

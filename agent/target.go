@@ -48,6 +48,8 @@ type target struct {
 	removed bool
 	poll    *poll // that is under way; nil: none
 	away    bool  // the last poll failed
+
+	verifying bool // an operation checks all of it
 }
 
 func newTarget(record catalog.Target) *target {
@@ -199,6 +201,14 @@ func (a *Agent) dropTarget(id layers.ID) error {
 				if err := catalog.Backups.Delete(tx, b.ID); err != nil {
 					return err
 				}
+			}
+			var readings []string
+			tx.Readings(id, func(object string, _ time.Time) bool {
+				readings = append(readings, object)
+				return len(readings) < portion
+			})
+			if len(readings) > 0 {
+				return tx.DropReadings(id, readings)
 			}
 			last = true
 			return catalog.Targets.Delete(tx, id)

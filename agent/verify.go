@@ -8,6 +8,7 @@ import (
 	"varve/agent/object"
 	"varve/agent/repo"
 	"varve/catalog"
+	"varve/layers"
 )
 
 // VerifyBackup begins to check that a backup is whole in its target; deep
@@ -45,6 +46,9 @@ func (a *Agent) verify(ctx context.Context, op *operation, t catalog.Target, b B
 		o.Level = repo.Deep
 	}
 	report, err := r.Verify(ctx, b.ID, o)
+	if marked := a.markVerified(op, t.ID, b.ID, o.Level, report, err); marked != nil {
+		return errors.Join(err, marked)
+	}
 	if err != nil {
 		for _, damage := range report.Damage[:min(len(report.Damage), maxDamage)] {
 			err = errors.Join(err, damage)
@@ -53,6 +57,36 @@ func (a *Agent) verify(ctx context.Context, op *operation, t catalog.Target, b B
 	}
 	op.note(fmt.Sprintf("the backup is whole; of its data %d frames with %d bytes were read and checked", report.Frames, report.Bytes))
 	return nil
+}
+
+// markVerified writes into the backup's record what a verification of it found.
+// Damaged packs count no more as read.
+func (a *Agent) markVerified(op *operation, target, backup layers.ID, level repo.Level, report repo.Report, err error) error {
+	if err != nil && len(report.Damage) == 0 {
+		return nil
+	}
+	var findings []catalog.Finding
+	var packs []string
+	for _, damage := range report.Damage[:min(len(report.Damage), maxFindings)] {
+		f := catalog.Finding{Found: shorten(DamageText(damage))}
+		var d *repo.DamageError
+		if errors.As(damage, &d) {
+			f.File, f.Offset = d.Object, d.Offset
+			packs = append(packs, d.Object)
+		}
+		findings = append(findings, f)
+	}
+	op.change(func(r *catalog.Operation) { r.Findings, r.Damage = findings, int64(len(report.Damage)) })
+	return a.update(func(tx *catalog.Tx) error {
+		err := change(tx, catalog.Backups, backup, func(b *catalog.Backup) {
+			if len(report.Damage) > 0 {
+				b.Damage, b.DamageMode = shorten(fmt.Sprintf("%d places: %v", len(report.Damage), report.Damage[0])), level.String()
+			} else if covers(level.String(), b.DamageMode) {
+				b.Damage, b.DamageMode = "", ""
+			}
+		})
+		return errors.Join(err, tx.DropReadings(target, packs))
+	})
 }
 
 // maxDamage is how many damages an operation's error tells.

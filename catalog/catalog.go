@@ -33,6 +33,7 @@
 //	fresh               there if it was made and nobody has said Settle
 //	<table>/<id>        a record as JSON; the id in its text form, so records sort by age
 //	quota               a record that there is one of, as JSON
+//	reading/<target>/<object>   milliseconds since 1970, decimal: see Readings
 package catalog
 
 import (

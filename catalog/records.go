@@ -108,6 +108,8 @@ type Backup struct {
 	Stored         int64 // bytes that it added to the target
 	ObjectCount    int64 // objects that it added to the target
 	Duration       time.Duration
+	Damage         string // what of it is lost, as the last verification has it; empty: nothing is known to be
+	DamageMode     string // of the verification that found it: only one as deep finds it whole
 }
 
 // An Attachment is a volume or snapshot that is shown as a block device of this
@@ -140,6 +142,20 @@ type Target struct {
 	MaxRequests int64  `json:",omitempty"` // a second; 0: no limit
 	CAFile      string `json:",omitempty"` // PEM file of the authorities to trust; empty: the system's
 	Proxy       string `json:",omitempty"` // URL; empty: what the daemon's environment says
+
+	Verified Verification
+}
+
+// A Verification is what the last verification of a target said that came to
+// its end.
+type Verification struct {
+	Operation layers.ID // zero: there was none
+	Mode      string    // presence, map, sample or deep
+	Ended     time.Time
+	Backups   int64
+	Packs     int64     // that the backups need
+	Oldest    time.Time // when the pack was read whole that was read longest ago; zero: not all were yet
+	Damage    int64     // places that were found damaged and left so
 }
 
 // OperationState is where an Operation stands.
@@ -167,15 +183,28 @@ const (
 // no limit.
 type Quota map[Resource]int64
 
-// A Finding is a place of a volume that was damaged.
+// A Finding is a place of a volume or a target that was damaged.
 type Finding struct {
-	Layer    layers.ID // zero: a file of the volume itself
-	File     string    // its name in the volume's folder
+	Layer    layers.ID // zero: a file of the volume itself, or of a target
+	File     string    // its name in the volume's folder, or the object's in the target
 	Offset   int64     // bytes
 	Expected string
 	Found    string
 	Repaired bool
+	Backups  []Loss // what it costs, in a target; the first of it
 }
+
+// A Loss is what of a backup cannot be restored.
+type Loss struct {
+	BackupID   layers.ID
+	Name       string
+	VolumeName string
+	Bytes      int64   // of the volume
+	Ranges     []Range // the first of them; none and no bytes: all of a backup that cannot be opened
+}
+
+// A Range is a part of a volume, in bytes.
+type Range struct{ Off, Len int64 }
 
 // An Operation is work that was recorded before it began and goes on without
 // whoever asked for it.
@@ -189,8 +218,8 @@ type Operation struct {
 	Waits    string    // what it waits for before it goes on; empty if for nothing
 	Done     int64     // bytes
 	Total    int64     // bytes; 0: not known yet
-	Findings []Finding // of a check; the first of them
-	Damage   int64     // places that a check found damaged and left so
+	Findings []Finding // of a check or a verification; the first of them
+	Damage   int64     // places that it found damaged and left so
 	Started  time.Time
 	Ended    time.Time // zero while it runs
 }

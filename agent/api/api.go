@@ -18,7 +18,7 @@
 //	POST         /v1/backups/expire
 //	POST         /v1/backups/{backup}/restore    …/verify
 //	GET POST     /v1/targets             GET DELETE  /v1/targets/{target}
-//	POST         /v1/targets/{target}/sync
+//	POST         /v1/targets/{target}/sync       …/verify
 //	GET          /v1/operations          GET DELETE  /v1/operations/{operation}
 //	GET          /v1/operations/{operation}/events
 //	GET POST     /v1/attachments         DELETE      /v1/attachments/{attachment}

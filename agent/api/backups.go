@@ -188,5 +188,6 @@ func backup(v agent.BackupView) Backup {
 		DurationMS:          v.Duration.Milliseconds(),
 		DoneBytes:           v.Done,
 		TotalBytes:          v.Total,
+		Damage:              optional(v.Damage),
 	}
 }

@@ -204,6 +204,12 @@ func (c *Client) SyncTarget(ctx context.Context, name string) (Target, error) {
 	return out.Target, err
 }
 
+// VerifyTarget begins to check all that a target's backups need.
+func (c *Client) VerifyTarget(ctx context.Context, name string, n NewTargetVerify) (Operation, error) {
+	out, err := call[operationBody](ctx, c, http.MethodPost, "targets", "target", name, "verify", newTargetVerifyBody{n})
+	return out.Operation, err
+}
+
 // Operations returns the running and the latest ended operations, newest
 // first.
 func (c *Client) Operations(ctx context.Context) ([]Operation, error) {

@@ -2,6 +2,7 @@ package api
 
 import (
 	"context"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 
@@ -21,6 +22,9 @@ type (
 	}
 	targetChangeBody struct {
 		Target TargetChange `json:"target"`
+	}
+	newTargetVerifyBody struct {
+		Verify NewTargetVerify `json:"verify"`
 	}
 	targetRef struct {
 		Target string `path:"target" doc:"id or name"`
@@ -64,6 +68,15 @@ func (s *Server) addTargets(h huma.API) {
 		}
 		return targetAnswer(s.config.Agent.Target(ctx, in.Target))
 	})
+	huma.Post(h, "/v1/targets/{target}/verify", func(ctx context.Context, in *struct {
+		Target string `path:"target" doc:"id or name"`
+		Body   newTargetVerifyBody
+	}) (*answer[operationBody], error) {
+		n := in.Body.Verify
+		return begun(s.config.Agent.VerifyTarget(ctx, in.Target, agent.VerifyRequest{
+			Mode: n.Mode, Samples: n.Samples, MaxRate: n.MaxRate, OlderThan: time.Duration(n.OlderThan) * time.Second,
+		}))
+	}, accepted)
 }
 
 func targetAnswer(t catalog.Target, err error) (*answer[targetBody], error) {
@@ -76,7 +89,7 @@ func targetAnswer(t catalog.Target, err error) (*answer[targetBody], error) {
 func target(t catalog.Target) Target {
 	return Target{
 		ID: t.ID.String(), Name: t.Name, URL: t.URL, Encrypted: t.Encrypted,
-		CreatedAt: Time{t.Created}, SyncedAt: Time{t.Synced},
+		CreatedAt: Time{t.Created}, SyncedAt: Time{t.Synced}, Verified: verified(t.Verified),
 		MaxUpload: t.MaxUpload, MaxDownload: t.MaxDownload, MaxRequests: t.MaxRequests, CAFile: optional(t.CAFile), Proxy: optional(t.Proxy),
 	}
 }
@@ -85,4 +98,26 @@ func targetSettings(c TargetChange) agent.TargetSettings {
 	return agent.TargetSettings{
 		MaxUpload: c.MaxUpload, MaxDownload: c.MaxDownload, MaxRequests: c.MaxRequests, CAFile: c.CAFile, Proxy: c.Proxy,
 	}
+}
+
+// verified is nil if there was no verification.
+func verified(v catalog.Verification) *Verification {
+	if v.Ended.IsZero() {
+		return nil
+	}
+	return &Verification{
+		OperationID: v.Operation.String(), Mode: v.Mode, EndedAt: Time{v.Ended},
+		Backups: v.Backups, Packs: v.Packs, OldestAt: Time{v.Oldest}, Damage: v.Damage,
+	}
+}
+
+func losses(all []catalog.Loss) []Loss {
+	out := make([]Loss, len(all))
+	for i, l := range all {
+		out[i] = Loss{BackupID: l.BackupID.String(), Name: l.Name, VolumeName: l.VolumeName, Bytes: l.Bytes, Ranges: make([]Range, len(l.Ranges))}
+		for j, r := range l.Ranges {
+			out[i].Ranges[j] = Range{r.Off, r.Len}
+		}
+	}
+	return out
 }

@@ -225,6 +225,7 @@ type Backup struct {
 	DurationMS     int64   `json:"duration_ms" doc:"milliseconds that its making took"`
 	DoneBytes      int64   `json:"done_bytes" doc:"while it is being made or restored"`
 	TotalBytes     int64   `json:"total_bytes" doc:"while it is being made or restored; 0: not known yet"`
+	Damage         *string `json:"damage" doc:"what of it is lost, as the last verification has it; null: nothing is known to be"`
 }
 
 // NewBackup is a backup to create, with the fields of Cinder's request.
@@ -269,6 +270,27 @@ type Target struct {
 	MaxRequests int64   `json:"max_requests" doc:"a second; 0: no limit"`
 	CAFile      *string `json:"ca_file" doc:"of the daemon's machine; null: the system's authorities"`
 	Proxy       *string `json:"proxy" doc:"null: as the daemon's environment says"`
+
+	Verified *Verification `json:"verified" doc:"the last verification that came to its end; null: none did"`
+}
+
+// A Verification is what the last verification of a target said.
+type Verification struct {
+	OperationID string `json:"operation_id"`
+	Mode        string `json:"mode" enum:"presence,map,sample,deep"`
+	EndedAt     Time   `json:"ended_at"`
+	Backups     int64  `json:"backups"`
+	Packs       int64  `json:"packs" doc:"objects with data or maps that the backups need"`
+	OldestAt    Time   `json:"oldest_at" doc:"when the pack was read whole that was read longest ago; null: not all were yet"`
+	Damage      int64  `json:"damage" doc:"places that were found damaged and left so"`
+}
+
+// NewTargetVerify says how to verify a target.
+type NewTargetVerify struct {
+	Mode      string `json:"mode,omitempty" enum:"presence,map,sample,deep" doc:"map if left out"`
+	Samples   int    `json:"samples,omitempty" minimum:"0" doc:"frames that sample reads; 0: the default"`
+	MaxRate   int64  `json:"max_rate,omitempty" minimum:"0" doc:"bytes a second that are read at most; 0: no limit"`
+	OlderThan int64  `json:"older_than,omitempty" minimum:"0" doc:"seconds: deep leaves out packs that were read since; 0: none"`
 }
 
 // NewTarget is a target to add. Its passphrase and credentials are kept in the
@@ -291,14 +313,30 @@ type TargetChange struct {
 	Credentials map[string]string `json:"credentials,omitempty" writeOnly:"true" doc:"OS_…, ST_… and AWS_… variables, in place of all old ones"`
 }
 
-// A Finding is a place of a volume that was damaged.
+// A Finding is a place of a volume or a target that was damaged.
 type Finding struct {
-	LayerID  *string `json:"layer_id" doc:"null: a file of the volume itself"`
-	File     string  `json:"file" doc:"in the volume's folder"`
-	Offset   int64   `json:"offset" doc:"bytes in the file; of data, in the volume too"`
+	LayerID  *string `json:"layer_id" doc:"null: a file of the volume itself, or of a target"`
+	File     string  `json:"file" doc:"in the volume's folder, or the object in the target"`
+	Offset   int64   `json:"offset" doc:"bytes in the file; of data of a volume, in the volume too"`
 	Expected string  `json:"expected"`
 	Found    string  `json:"found"`
 	Repaired bool    `json:"repaired"`
+	Backups  []Loss  `json:"backups" doc:"in a target: whose data it costs, the first of them"`
+}
+
+// A Loss is what of a backup cannot be restored.
+type Loss struct {
+	BackupID   string  `json:"backup_id"`
+	Name       string  `json:"name"`
+	VolumeName string  `json:"volume_name"`
+	Bytes      int64   `json:"bytes" doc:"of the volume"`
+	Ranges     []Range `json:"ranges" doc:"the first of them; empty: the backup cannot be opened"`
+}
+
+// A Range is a part of a volume.
+type Range struct {
+	Offset int64 `json:"offset" doc:"bytes"`
+	Length int64 `json:"length" doc:"bytes"`
 }
 
 // An Operation is work that goes on without whoever asked for it.
@@ -312,8 +350,8 @@ type Operation struct {
 	WaitsFor   *string   `json:"waits_for" doc:"what it waits for before it goes on"`
 	DoneBytes  int64     `json:"done_bytes"`
 	TotalBytes int64     `json:"total_bytes" doc:"0: not known yet"`
-	Findings   []Finding `json:"findings" doc:"what a check found, the first of it"`
-	Damage     int64     `json:"damage" doc:"places that a check found damaged and left so"`
+	Findings   []Finding `json:"findings" doc:"what a check or a verification found, the first of it"`
+	Damage     int64     `json:"damage" doc:"places that it found damaged and left so"`
 	StartedAt  Time      `json:"started_at"`
 	EndedAt    Time      `json:"ended_at"`
 }

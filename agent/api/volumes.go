@@ -281,7 +281,7 @@ func optionalID(id layers.ID) *string {
 func operation(o catalog.Operation) Operation {
 	findings := make([]Finding, len(o.Findings))
 	for i, f := range o.Findings {
-		findings[i] = Finding{optionalID(f.Layer), f.File, f.Offset, f.Expected, f.Found, f.Repaired}
+		findings[i] = Finding{optionalID(f.Layer), f.File, f.Offset, f.Expected, f.Found, f.Repaired, losses(f.Backups)}
 	}
 	return Operation{
 		Findings:   findings,

@@ -105,18 +105,17 @@ const (
 //   - Deep instead reads each pack whole, the one first that was not for longest,
 //     and checks each section in it.
 //
-// It takes about 100 bytes of memory for each pack of the repository, and the
+// It takes about 150 bytes of memory for each pack of the repository, and the
 // distinct leaves of one volume.
 func (r *Repo) Audit(ctx context.Context, o AuditOptions) (AuditReport, error) {
 	if o.Samples <= 0 {
 		o.Samples = defaultSamples
 	}
-	paced := *r // its parts are shared
 	if o.Rate > 0 {
-		paced.store = &pacedStore{Store: r.store, pace: pace{rate: o.Rate}}
+		r = r.over(&pacedStore{Store: r.store, pace: pace{rate: o.Rate}})
 	}
 	a := &audit{
-		repo: &paced, options: o, index: make(map[packID]int32), keyIndex: make(map[keyRef]int32),
+		repo: r, options: o, index: make(map[packID]int32), keyIndex: make(map[keyRef]int32),
 		places: make(map[damagePlace]int), whole: make(map[string]int), flagged: make(map[packID]bool), lost: make(map[layers.ID]*lost),
 	}
 	err := a.run(ctx)
@@ -149,7 +148,7 @@ type auditPack struct {
 	volume int32 // index in audit.volumes of who needs it; severalVolumes
 	size   int64 // bytes; 0: nothing that could be read says
 	least  int64 // bytes that it has at least, as leaves name frames up to there
-	sound  int64 // seconds since 1970 when it was last read whole; 0: never
+	sound  int64 // milliseconds since 1970 when it was last read whole; 0: never
 }
 
 const severalVolumes = -1
@@ -414,7 +413,7 @@ func (a *audit) readLedger() error {
 		err := l.Read(func(pack string, at time.Time) {
 			id, ok := packOf(pack)
 			if i, known := a.index[id]; ok && known {
-				a.packs[i].sound = at.Unix()
+				a.packs[i].sound = at.UnixMilli()
 			} else {
 				gone = append(gone, pack)
 			}
@@ -439,7 +438,7 @@ func (a *audit) tellOldest() {
 	}
 	oldest := slices.MinFunc(a.packs, func(p, q auditPack) int { return cmp.Compare(p.sound, q.sound) })
 	if oldest.sound > 0 {
-		a.report.Oldest = time.Unix(oldest.sound, 0).UTC()
+		a.report.Oldest = time.UnixMilli(oldest.sound).UTC()
 	}
 }
 

@@ -30,7 +30,7 @@ func (a *audit) deep(ctx context.Context) error {
 		if _, gone := a.whole[p.name()]; gone || p.size == 0 {
 			continue // all is said, or it does not say where it ends
 		}
-		if !a.options.Since.IsZero() && p.sound >= a.options.Since.Unix() && !a.flagged[p.packID] {
+		if !a.options.Since.IsZero() && p.sound > a.options.Since.UnixMilli() && !a.flagged[p.packID] {
 			a.report.Skipped++
 			continue
 		}
@@ -110,7 +110,7 @@ func (b *bookkeeper) enter(p *auditPack, sound bool) error {
 		}
 		return b.ledger.Drop([]string{p.name()})
 	}
-	p.sound = time.Now().Unix()
+	p.sound = time.Now().UnixMilli()
 	b.sound = append(b.sound, p.name())
 	if len(b.sound) < keepPacks && time.Since(b.last) < keepEvery {
 		return nil
@@ -197,13 +197,13 @@ func (a *audit) readPack(ctx context.Context, p *auditPack, buf, plain []byte) e
 // sample reads frames of packs that are drawn, the more often the longer the
 // pack is and the longer ago it was read whole.
 func (a *audit) sample(ctx context.Context) error {
-	now := time.Now().Unix()
+	now := time.Now().UnixMilli()
 	weights := make([]float64, len(a.packs)) // each with those before it
 	sum := 0.0
 	for i := range a.packs {
 		p := &a.packs[i]
 		if _, gone := a.whole[p.name()]; !gone && p.where == inData {
-			sum += float64(p.size) * float64(max(now-p.sound, 3600))
+			sum += float64(p.size) * float64(max(now-p.sound, time.Hour.Milliseconds()))
 		}
 		weights[i] = sum
 	}

@@ -48,3 +48,13 @@ func (s *pacedStore) Get(ctx context.Context, name string, p []byte, off int64) 
 	}
 	return s.Store.Get(ctx, name, p, off)
 }
+
+// over is the repository read through another store; what it knows is shared.
+func (r *Repo) over(s object.Store) *Repo {
+	other := &Repo{
+		store: s, head: r.head, keys: r.keys, index: r.index, cache: r.cache, fetches: r.fetches, life: r.life, end: r.end,
+		cost: r.cost, packTarget: r.packTarget, rootBudget: r.rootBudget, splitLeaf: r.splitLeaf,
+	}
+	other.opened.Store(r.opened.Load())
+	return other
+}

@@ -81,6 +81,9 @@ func (c *call) backupList() error {
 	var rows []row
 	for _, b := range all {
 		rows = append(rows, row{b.ID, b.Name, orNone(b.Description), b.Status, b.Size})
+		if b.Damage != nil {
+			fmt.Fprintf(c.stderr, "backup %s (%s) is damaged: %s\n", printable(b.Name), b.ID, printable(*b.Damage))
+		}
 	}
 	return out.list(c.stdout, []string{"ID", "Name", "Description", "Status", "Size"}, rows)
 }
@@ -209,6 +212,7 @@ func backupFields(b api.Backup) []field {
 		{"availability_zone", orNone(b.AvailabilityZone)},
 		{"container", b.Container},
 		{"created_at", formatTime(b.CreatedAt.Time)},
+		{"damage", orNone(b.Damage)},
 		{"data_timestamp", formatTime(b.DataTimestamp.Time)},
 		{"description", orNone(b.Description)},
 		{"fail_reason", orNone(b.FailReason)},

@@ -7,6 +7,7 @@ import (
 
 	"github.com/urfave/cli/v2"
 
+	"varve/agent"
 	"varve/agent/api"
 )
 
@@ -144,7 +145,11 @@ func outcome(o api.Operation) error {
 	case "canceled":
 		return fmt.Errorf("%s: canceled", o.Kind)
 	}
-	return fmt.Errorf("%s: %s", o.Kind, text(o.Error, "it ended as "+o.State))
+	err := fmt.Errorf("%s: %s", o.Kind, text(o.Error, "it ended as "+o.State))
+	if o.Damage > 0 {
+		return &agent.Error{Reason: agent.Corrupt, Message: err.Error()}
+	}
+	return err
 }
 
 // each tries an act on every argument, tells what failed, and ends with how

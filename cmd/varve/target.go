@@ -20,7 +20,8 @@ func (p *program) targetCommand() *cli.Command {
 		p.verb("show", "TARGET", "show one target", outputFlags(), (*call).targetShow),
 		p.targetSetVerb(),
 		p.verb("remove", "TARGET...", "forget targets and their credentials; the backups stay in them", nil, (*call).targetRemove),
-		p.verb("sync", "TARGET...", "read the targets' lists of backups now", nil, (*call).targetSync))
+		p.verb("sync", "TARGET...", "read the targets' lists of backups now", nil, (*call).targetSync),
+		p.targetVerifyVerb())
 }
 
 func (c *call) targetAdd() error {
@@ -143,5 +144,23 @@ func targetFields(t api.Target) []field {
 		{"proxy", orNone(t.Proxy)},
 		{"synced_at", formatTime(t.SyncedAt.Time)},
 		{"url", t.URL},
+		{"verified", verifiedText(t.Verified)},
 	}
+}
+
+// verifiedText is what the last verification of a target said, or nil (None).
+func verifiedText(v *api.Verification) any {
+	if v == nil {
+		return nil
+	}
+	text := fmt.Sprintf("%s, %s, %d backups, ", formatTime(v.EndedAt.Time), v.Mode, v.Backups)
+	if v.Damage > 0 {
+		text += fmt.Sprintf("%d places damaged (varve operation show %s)", v.Damage, v.OperationID)
+	} else {
+		text += "nothing damaged"
+	}
+	if !v.OldestAt.IsZero() {
+		text += fmt.Sprintf("; all was read since %s", formatTime(v.OldestAt.Time))
+	}
+	return text
 }
