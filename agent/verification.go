@@ -9,6 +9,7 @@ import (
 	"strings"
 	"time"
 
+	"varve/agent/object"
 	"varve/agent/repo"
 	"varve/catalog"
 	"varve/layers"
@@ -74,7 +75,7 @@ func (v *verification) begin() (catalog.Operation, error) {
 }
 
 func (v *verification) job() (job, error) {
-	a, m := v.a, v.a.targetOf(v.target.ID)
+	a, m := v.a, v.a.targetOf(v.target)
 	release, err := a.holdTarget(v.target)
 	if err != nil {
 		return job{}, err
@@ -118,6 +119,7 @@ func (a *Agent) resumeVerification(op catalog.Operation, state []byte) (job, err
 }
 
 func (v *verification) work(ctx context.Context, op *operation) error {
+	ctx = object.WithClass(ctx, object.Upkeep)
 	if !v.Quiet && v.Rate == 0 {
 		leave, err := v.a.place(ctx)
 		if err != nil {

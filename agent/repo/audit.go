@@ -289,7 +289,7 @@ func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error)
 		}
 	}
 	if strings.HasPrefix(name, slotPrefix) {
-		return slotSize, func(b []byte) error {
+		return slotLimit, func(b []byte) error {
 			_, err := parseSlot(b)
 			return err
 		}
@@ -368,7 +368,11 @@ func (a *audit) checkSizes(ctx context.Context) error {
 			}
 			continue
 		}
-		if err := a.probe(ctx, p); err != nil {
+		end := int64(0)
+		if found {
+			end = a.listed[at].size
+		}
+		if err := a.probe(ctx, p, end); err != nil {
 			return err
 		}
 	}
@@ -376,8 +380,8 @@ func (a *audit) checkSizes(ctx context.Context) error {
 	return nil
 }
 
-// probe asks a pack how long it is.
-func (a *audit) probe(ctx context.Context, p *auditPack) error {
+// probe asks a pack how long it is. end is where it ends by the listing.
+func (a *audit) probe(ctx context.Context, p *auditPack, end int64) error {
 	name := p.name()
 	if p.size == 0 {
 		front := make([]byte, headerSize)
@@ -398,6 +402,8 @@ func (a *audit) probe(ctx context.Context, p *auditPack) error {
 		return nil
 	case err == nil:
 		err = damaged(name, p.size, fmt.Errorf("the object goes on, expected %d bytes", p.size))
+	case err == io.EOF:
+		err = damaged(name, end, fmt.Errorf("the object ends here, expected %d bytes", p.size))
 	default:
 		err = readError(name, p.size-1, n, 1, err)
 	}

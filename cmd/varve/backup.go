@@ -125,8 +125,11 @@ func (c *call) backupShow() error {
 		return err
 	}
 	fields := backupFields(b)
-	if c.Bool("long") {
+	switch {
+	case c.Bool("long"):
 		fields = append(fields, backupLongFields(b)...)
+	case b.Damage != nil:
+		fields = append(fields, field{"damage", *b.Damage})
 	}
 	return out.show(c.stdout, fields)
 }
@@ -212,7 +215,6 @@ func backupFields(b api.Backup) []field {
 		{"availability_zone", orNone(b.AvailabilityZone)},
 		{"container", b.Container},
 		{"created_at", formatTime(b.CreatedAt.Time)},
-		{"damage", orNone(b.Damage)},
 		{"data_timestamp", formatTime(b.DataTimestamp.Time)},
 		{"description", orNone(b.Description)},
 		{"fail_reason", orNone(b.FailReason)},
@@ -238,6 +240,7 @@ func backupLongFields(b api.Backup) []field {
 	}
 	return []field{
 		{"changed_bytes", byteCount(b.ChangedBytes)},
+		{"damage", orNone(b.Damage)},
 		{"duration", duration},
 		{"logical_bytes", byteCount(b.LogicalBytes)},
 		{"parent_id", orNone(b.ParentID)},
