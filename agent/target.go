@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"varve/agent/object"
 	"varve/agent/repo"
 	"varve/catalog"
@@ -379,8 +381,16 @@ func targetError(t catalog.Target, doing string, err error) error {
 		return fail(Corrupt, "%s: %w", what, err)
 	case ReasonOf(err) == Denied && strings.HasPrefix(t.URL, "file:"):
 		return fail(Denied, "%s: %w: the user that the daemon runs as must own the folder and all in it", what, err)
-	case ReasonOf(err) == Denied:
+	case ReasonOf(err) == Denied && t.Synced.IsZero(): // it is being added
 		return fail(Denied, "%s: %w: check the credentials", what, err)
+	case ReasonOf(err) == Denied:
+		return fail(Denied, "%s: %w: check the credentials; new ones are taken with: varve target set %s --login", what, err, t.Name)
+	case errors.Is(err, object.ErrOccupied):
+		return fail(Conflict, "%s: %w", what, err)
+	case object.IsFull(err):
+		return fail(Unavailable, "%s: %w: make room there, or raise its quota, then try again", what, err)
+	case errors.Is(err, unix.EROFS):
+		return fail(Unavailable, "%s: %w: mount it for writing, then try again", what, err)
 	case errors.Is(err, context.Canceled):
 		return fail(Stopped, "%s: %w", what, err)
 	}

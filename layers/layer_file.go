@@ -163,7 +163,7 @@ func (l *layerFile) checkLength() error {
 		return err
 	}
 	if size < need {
-		return &CorruptError{l.dataPath, size, fmt.Sprintf("a file of %d bytes at least", need), "its end"}
+		return &CorruptError{l.dataPath, size, fmt.Sprintf("a file of %d bytes at least", need), "its end; put the whole file back, or delete the volume and restore a backup"}
 	}
 	return nil
 }

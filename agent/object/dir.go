@@ -113,7 +113,7 @@ func (d *dir) create() error {
 			return d.present()
 		case stagingName, "lost+found", ".snapshot", ".zfs":
 		default:
-			return fmt.Errorf("the folder holds other files (%s among them); give an empty folder", e.Name())
+			return fmt.Errorf("the folder holds other files (%s among them): %w", e.Name(), ErrOccupied)
 		}
 	}
 	if err := os.Mkdir(filepath.Join(d.root, stagingName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {

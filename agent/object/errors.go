@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"syscall"
 	"time"
 )
 
@@ -59,6 +60,22 @@ func retryable(err error) (pause time.Duration, ok bool) {
 // now, and may be later: a folder whose file system is not mounted.
 var ErrAway = errors.New("is the file system mounted?")
 
+// ErrOccupied is wrapped by errors that say that a place cannot become a store
+// because something else is in it.
+var ErrOccupied = errors.New("give an empty place, or one that holds a target already")
+
+// errFull is wrapped by errors that say that a server has no room.
+var errFull = errors.New("no room is left")
+
+// Full is errFull with what the server said.
+func Full(said string) error { return fmt.Errorf("%s: %w", said, errFull) }
+
+// IsFull reports whether a store has no room: a full disk, a quota that is used
+// up.
+func IsFull(err error) bool {
+	return errors.Is(err, errFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
+}
+
 // Away reports whether a store did not do what was asked because it cannot be
 // reached, or is not well: the same may be done when it is back. Calls that
 // ended with their caller's patience are no answer either, and count.
@@ -71,13 +88,14 @@ func Away(err error) bool {
 // status may succeed if it is made again: time-outs, rate limits (429; 498 in
 // Swift), conflicts with another writer at the same instant (409), a body that
 // was damaged on its way (422 in Swift), and failures of the server, except
-// those that say it will never do such a thing (501, 505).
+// those that say it will never do such a thing (501, 505), or that it is full
+// (507): only somebody can change that.
 func TemporaryStatus(code int) bool {
 	switch code {
 	case http.StatusRequestTimeout, http.StatusConflict, http.StatusUnprocessableEntity,
 		http.StatusTooEarly, http.StatusTooManyRequests, 498:
 		return true
-	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported:
+	case http.StatusNotImplemented, http.StatusHTTPVersionNotSupported, http.StatusInsufficientStorage:
 		return false
 	}
 	return code >= 500

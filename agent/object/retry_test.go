@@ -170,7 +170,7 @@ func TestLimitCancelled(t *testing.T) {
 func TestTemporary(t *testing.T) {
 	for code, want := range map[int]bool{
 		400: false, 401: false, 403: false, 404: false, 408: true, 409: true, 412: false, 413: false, 416: false,
-		422: true, 429: true, 498: true, 500: true, 501: false, 502: true, 503: true, 504: true, 505: false, 507: true,
+		422: true, 429: true, 498: true, 500: true, 501: false, 502: true, 503: true, 504: true, 505: false, 507: false,
 	} {
 		if got := object.TemporaryStatus(code); got != want {
 			t.Errorf("status %d: temporary is %v, want %v", code, got, want)

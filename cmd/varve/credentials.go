@@ -40,7 +40,7 @@ var credentialPaths = []string{"OS_CACERT", "AWS_CA_BUNDLE", "AWS_CONFIG_FILE", 
 // or the cloud in clouds.yaml that they or the flag --cloud name. They are
 // secret. Paths in them are made absolute: the daemon works in another folder.
 func (c *call) credentials(url string) (map[string]string, error) {
-	env, err := credentials(url, c.environ, c.String("credentials"))
+	env, err := credentials(url, c.environ, c.String("credentials"), c.stderr)
 	if err != nil {
 		return nil, err
 	}
@@ -57,11 +57,11 @@ func (c *call) credentials(url string) (map[string]string, error) {
 }
 
 // credentials is call.credentials without clouds.
-func credentials(url string, environ []string, file string) (map[string]string, error) {
+func credentials(url string, environ []string, file string, warnings io.Writer) (map[string]string, error) {
 	scheme, _, _ := strings.Cut(url, "://")
 	env := credentialsIn(scheme, environ)
 	if file != "" {
-		data, err := readSecretFile("credentials", file)
+		data, err := readSecretFile("credentials", file, warnings)
 		if err != nil {
 			return nil, err
 		}
@@ -198,7 +198,7 @@ type passphraseSource struct {
 // needs none, so read is called only when one is needed.
 func (p passphraseSource) read(target string, isNew bool) (string, error) {
 	if p.file != "" {
-		data, err := readSecretFile("passphrase", p.file)
+		data, err := readSecretFile("passphrase", p.file, p.stderr)
 		if err != nil {
 			return "", err
 		}
@@ -272,13 +272,33 @@ func (p passphraseSource) prompt(text string) (string, error) {
 	}
 }
 
+// checkMode refuses a file of secrets that any user can write: it may be
+// anybody's. It warns of one that any user can read. A pipe is its ends'.
+func checkMode(what string, f *os.File, warnings io.Writer) error {
+	info, err := f.Stat()
+	if err != nil || !info.Mode().IsRegular() {
+		return err
+	}
+	mode := info.Mode().Perm()
+	switch {
+	case mode&0o002 != 0:
+		return usagef("%s file %s: every user of this machine can change it (mode %04o): look into it, then: chmod 600 %s", what, f.Name(), mode, f.Name())
+	case mode&0o004 != 0:
+		fmt.Fprintf(warnings, "warning: every user of this machine can read the %s file %s (mode %04o): chmod 600 %s\n", what, printable(f.Name()), mode, printable(f.Name()))
+	}
+	return nil
+}
+
 // readSecretFile reads a small regular file; a pipe will do as well.
-func readSecretFile(what, path string) ([]byte, error) {
+func readSecretFile(what, path string, warnings io.Writer) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, usagef("%s file: %v", what, err)
 	}
 	defer f.Close()
+	if err := checkMode(what, f, warnings); err != nil {
+		return nil, err
+	}
 	data, err := io.ReadAll(io.LimitReader(f, maxSecretFile+1))
 	if err != nil {
 		return nil, usagef("%s file: %v", what, err)

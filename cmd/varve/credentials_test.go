@@ -1,6 +1,7 @@
 package main
 
 import (
+	"io"
 	"maps"
 	"os"
 	"path/filepath"
@@ -53,7 +54,7 @@ func TestCredentialsOfATarget(t *testing.T) {
 		{"file:///t", map[string]string{}},
 	}
 	for _, tt := range tests {
-		got, err := credentials(tt.url, environ, file)
+		got, err := credentials(tt.url, environ, file, io.Discard)
 		if err != nil || !maps.Equal(got, tt.want) {
 			t.Errorf("credentials(%s) = %v, %v; want %v", tt.url, got, err, tt.want)
 		}
@@ -62,7 +63,7 @@ func TestCredentialsOfATarget(t *testing.T) {
 	// The daemon works in another folder than the user.
 	dir := t.TempDir()
 	t.Chdir(dir)
-	got, err := credentials("swift://c", []string{"OS_CACERT=ca.pem"}, "")
+	got, err := credentials("swift://c", []string{"OS_CACERT=ca.pem"}, "", io.Discard)
 	if want := filepath.Join(dir, "ca.pem"); err != nil || got["OS_CACERT"] != want {
 		t.Errorf("a relative path became %q, %v; want %q", got["OS_CACERT"], err, want)
 	}

@@ -44,11 +44,32 @@ type program struct {
 // run carries out one command line and returns its exit code.
 func (p *program) run(ctx context.Context, words []string) int {
 	app := p.app()
+	help := &keptError{w: p.stdout}
+	app.Writer = help
 	words, err := arrange(app, words)
 	if err == nil {
 		err = app.RunContext(ctx, words)
 	}
+	if err == nil && help.err != nil {
+		err = fmt.Errorf("write to standard output: %w", help.err)
+	}
 	return p.report(err)
+}
+
+// A keptError is a writer that keeps its first error. The library prints helps
+// and versions to it, and looks at no error.
+type keptError struct {
+	w   io.Writer
+	err error
+}
+
+func (k *keptError) Write(b []byte) (int, error) {
+	if k.err != nil {
+		return 0, k.err
+	}
+	n, err := k.w.Write(b)
+	k.err = err
+	return n, err
 }
 
 // app is the command line: global flags and the tree of commands.

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -39,10 +40,10 @@ func parseSize(s string) (int64, error) {
 	switch {
 	case s == "":
 		return 0, usagef("size is empty: give a number and a unit, such as 10G")
-	case !known && strings.HasSuffix(strings.ToLower(s), "b"):
+	case !known && slices.Contains([]string{"kb", "mb", "gb", "tb", "pb", "eb"}, strings.ToLower(s[len(digits):])):
 		return 0, usagef("size %q: decimal units are not known: use K, M, G, T (or KiB, MiB, GiB, TiB)", s)
 	case !known:
-		return 0, usagef("size %q: unknown unit %q: use K, M, G, T (or KiB, MiB, GiB, TiB)", s, s[len(digits):])
+		return 0, usagef("size %q: unknown unit %q: use K, M, G, T, P (or KiB, MiB, GiB, TiB, PiB)", s, s[len(digits):])
 	case strings.Trim(digits, "0123456789") != "" || digits == "":
 		return 0, usagef("size %q: not a whole number with a unit, such as 10G or 512M", s)
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"strings"
 	"testing"
 	"time"
 )
@@ -22,6 +23,17 @@ func TestParseSize(t *testing.T) {
 		got, err := parseSize(tt.in)
 		if (err == nil) != (tt.want != 0) || got != tt.want {
 			t.Errorf("parseSize(%q) = %d, %v; want %d", tt.in, got, err, tt.want)
+		}
+	}
+}
+
+// What is wrong with a unit is said of that unit.
+func TestParseSizeErrors(t *testing.T) {
+	for in, want := range map[string]string{
+		"16EiB": `unknown unit "EiB"`, "16E": `unknown unit "E"`, "10GB": "decimal units", "10mb": "decimal units", "10Zb": `unknown unit "Zb"`,
+	} {
+		if _, err := parseSize(in); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("parseSize(%q): %v, want %s", in, err, want)
 		}
 	}
 }

@@ -60,6 +60,7 @@ func readAnswer(err error) (a answer, found bool) {
 var (
 	missingCodes   = []string{"NoSuchKey", "NotFound"}
 	refusedCodes   = []string{"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed", "AccountProblem", "AllAccessDisabled"}
+	fullCodes      = []string{"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "StorageFull", "EntityTooLarge"}
 	temporaryCodes = []string{"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"}
 )
 
@@ -81,7 +82,7 @@ func (s *store) fail(ctx context.Context, op, name string, err error) error {
 }
 
 func (a answer) temporary() bool {
-	if slices.Contains(refusedCodes, a.code) {
+	if slices.Contains(refusedCodes, a.code) || slices.Contains(fullCodes, a.code) {
 		return false
 	}
 	return slices.Contains(temporaryCodes, a.code) || object.TemporaryStatus(a.status)
@@ -95,6 +96,8 @@ func (s *store) explain(op string, a answer) error {
 		return fs.ErrNotExist
 	case a.code == "RequestTimeTooSkewed":
 		return &refusal{"the server refuses requests signed at this time; is this machine's clock right?"}
+	case slices.Contains(fullCodes, a.code), a.status == http.StatusInsufficientStorage:
+		return object.Full("the server answers " + a.String())
 	case slices.Contains(refusedCodes, a.code), a.status == http.StatusUnauthorized, a.status == http.StatusForbidden:
 		return &refusal{"the server forbids it: " + a.String()}
 	case a.status >= 300 && a.status < 400:

@@ -83,11 +83,11 @@ func explain(op string, e *swift.Error) error {
 	case e.StatusCode == http.StatusNotFound:
 		return errContainer
 	case e.StatusCode == http.StatusRequestEntityTooLarge:
-		return errors.New("413: a quota is used up, or the object is larger than the server takes")
+		return object.Full("413: a quota is used up, or the object is larger than the server takes")
 	case e.StatusCode == http.StatusUnprocessableEntity:
 		return errors.New("422: the data arrived damaged, and the server refused it")
 	case e.StatusCode == http.StatusInsufficientStorage:
-		return errors.New("507: the server's disks are full")
+		return object.Full("507: the server's disks are full")
 	case e.StatusCode >= 300:
 		text := http.StatusText(e.StatusCode)
 		if e.StatusCode == 498 {

@@ -67,7 +67,7 @@ func TestServerBusy(t *testing.T) {
 	for _, c := range []struct {
 		code      int
 		temporary bool
-	}{{503, true}, {429, true}, {498, true}, {500, true}, {507, true}, {422, true}, {413, false}, {400, false}, {403, false}} {
+	}{{503, true}, {429, true}, {498, true}, {500, true}, {507, false}, {422, true}, {413, false}, {400, false}, {403, false}} {
 		calls := 0
 		s := stub(t, func(w http.ResponseWriter, r *http.Request) {
 			calls++
