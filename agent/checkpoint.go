@@ -32,6 +32,10 @@ func (a *Agent) resumed(kind string) func(op catalog.Operation, state []byte) (j
 	switch kind {
 	case kindVerifyTarget:
 		return a.resumeVerification
+	case kindBackup:
+		return a.resumeBackup
+	case kindClean:
+		return a.resumeCleaning
 	}
 	return nil
 }

@@ -32,15 +32,24 @@ type NewBackup struct {
 
 // A creation is a backup that is being made.
 type creation struct {
-	a           *Agent
-	volume      *volume
-	data        *layers.Volume
-	target      catalog.Target
-	backup      catalog.Backup // as it was recorded last
-	incremental bool
-	quiesce     Quiesce
-	record      catalog.Volume // as it was when the backup was asked for
-	release     []func()       // gives back what was claimed, last first
+	a       *Agent
+	volume  *volume
+	data    *layers.Volume
+	target  catalog.Target
+	backup  catalog.Backup // as it was recorded last
+	state   creationState  // as it was recorded last
+	record  catalog.Volume // as it was when the backup was asked for
+	release []func()       // gives back what was claimed, last first
+	clean   *cleaning      // what is left to do in the target after an end without a backup
+}
+
+// A creationState is what a backup that is being made needs to go on under the
+// next daemon, beside its record.
+type creationState struct {
+	Incremental bool
+	Quiesce     Quiesce
+	Stored      repo.Checkpoint
+	Took        time.Duration // of the tries that are over
 }
 
 // CreateBackup begins a backup and returns at once. The operation's subject is
@@ -51,15 +60,20 @@ func (a *Agent) CreateBackup(ctx context.Context, n NewBackup) (BackupView, cata
 		return BackupView{}, catalog.Operation{}, err
 	}
 	b := BackupView{Backup: c.backup, TargetName: c.target.Name, TargetURL: c.target.URL}
-	op, err := a.start(job{
+	op, err := a.start(c.job())
+	return b, op, err
+}
+
+func (c *creation) job() job {
+	return job{
 		kind:    kindBackup,
 		subject: c.backup.ID,
+		state:   c.state,
 		begin:   c.begin,
 		work:    c.work,
 		settle:  c.settle,
-		release: c.giveBack,
-	})
-	return b, op, err
+		release: c.finish,
+	}
 }
 
 // prepareBackup finds what the request names and claims it. Nothing is
@@ -80,7 +94,7 @@ func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &creation{a: a, volume: v, target: t, incremental: n.Incremental, quiesce: n.Quiesce, record: record, backup: catalog.Backup{
+	c := &creation{a: a, volume: v, target: t, state: creationState{Incremental: n.Incremental, Quiesce: n.Quiesce}, record: record, backup: catalog.Backup{
 		ID: layers.NewID(), TargetID: t.ID, VolumeID: v.id, VolumeName: record.Name,
 		Name: n.Name, Description: n.Description, Status: catalog.Creating,
 		Size: record.Size, DataTimestamp: now, Created: now, Updated: now,
@@ -172,6 +186,14 @@ func (c *creation) giveBack() {
 	}
 }
 
+// finish ends every claim, and begins what is left to do.
+func (c *creation) finish() {
+	c.giveBack()
+	if c.clean != nil {
+		c.clean.begin()
+	}
+}
+
 // begin records the backup and the volume's status.
 func (c *creation) begin(tx *catalog.Tx) error {
 	v, err := catalog.Volumes.Get(tx, c.volume.id)
@@ -185,12 +207,18 @@ func (c *creation) begin(tx *catalog.Tx) error {
 	return errors.Join(catalog.Volumes.Put(tx, v), catalog.Backups.Put(tx, c.backup))
 }
 
-// work makes the backup. The temporary snapshot, if there is one, goes whatever
-// happens.
+// work makes the backup. The temporary snapshot, if there is one, goes when
+// that has ended, whatever the end; it stays if another daemon is to go on.
 func (c *creation) work(ctx context.Context, op *operation) error {
 	err := c.fixBoundary(ctx, op)
-	if err == nil {
-		err = c.copy(ctx, op)
+	if err == nil && !whole(c.backup) { // It is when a crash came after the copy.
+		err = c.a.insist(ctx, op, c.target, func() error { return c.copy(ctx, op) })
+	}
+	if err != nil && stopped(ctx) {
+		return err
+	}
+	if err != nil {
+		c.discard(ctx, op)
 	}
 	c.dropTemporary(err == nil)
 	return err
@@ -214,7 +242,7 @@ func (c *creation) fixBoundary(ctx context.Context, op *operation) error {
 	s := catalog.Snapshot{
 		ID: layers.NewID(), VolumeID: v.id, Name: "backup_" + c.backup.ID.String(), System: true, Created: time.Now().UTC(),
 	}
-	err := a.makeSnapshot(ctx, c.record, v, &s, c.quiesce, func(tx *catalog.Tx) error {
+	err := a.makeSnapshot(ctx, c.record, v, &s, c.state.Quiesce, func(tx *catalog.Tx) error {
 		return c.changeIn(tx, func(b *catalog.Backup) { b.TempSnapshotID, b.BoundaryID, b.Size = s.ID, s.ID, s.Size })
 	})
 	if s.Note != "" {
@@ -266,11 +294,14 @@ func (c *creation) copy(ctx context.Context, op *operation) error {
 	defer source.Close() // Nothing was written.
 	begun := time.Now()
 	made, err := c.create(ctx, r, source, op)
+	for errors.Is(err, repo.ErrStale) && ctx.Err() == nil {
+		made, err = c.create(ctx, r, source, op) // It looks what is left.
+	}
+	c.state.Took += time.Since(begun)
 	if err != nil {
-		c.sweep(ctx, r)
 		return targetError(c.target, "write a backup to", err)
 	}
-	return c.recordMade(made, time.Since(begun))
+	return c.recordMade(made, c.state.Took)
 }
 
 // create makes the backup in the repository: what changed since the parent
@@ -282,8 +313,18 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 		Source: source, Boundary: c.backup.BoundaryID, Snapshot: c.backup.SnapshotID,
 		DataTimestamp: c.backup.DataTimestamp, Created: c.backup.Created,
 		Progress: op.progress,
+		Resume:   c.state.Stored,
+		Checkpoint: func(stored repo.Checkpoint) error {
+			next := c.state
+			next.Stored = stored
+			if err := c.a.checkpoint(op, next); err != nil {
+				return err
+			}
+			c.state = next
+			return nil
+		},
 	}
-	if c.incremental {
+	if c.state.Incremental {
 		changes, why, err := c.changesSinceParent()
 		switch {
 		case err != nil:
@@ -303,7 +344,7 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 	if err := c.change(func(b *catalog.Backup) { b.ParentID = layers.ID{} }); err != nil {
 		return repo.Backup{}, err
 	}
-	j.Parent, j.Changes = layers.ID{}, nil
+	j.Parent, j.Changes, j.Resume = layers.ID{}, nil, c.state.Stored
 	return r.Create(ctx, j)
 }
 
@@ -360,16 +401,6 @@ func (c *creation) chooseParent(tx *catalog.Tx, boundaries map[layers.ID]bool) (
 	return parent, why
 }
 
-// sweep removes what a backup that did not come about may have left in the
-// target. The commit may have reached it although the answer did not.
-func (c *creation) sweep(ctx context.Context, r *repo.Repo) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), probeTimeout)
-	defer cancel()
-	// It is not there in nearly every case; a target that is away hides it
-	// until the next sync shows it.
-	_ = r.Delete(ctx, c.backup.ID)
-}
-
 // recordMade records that the backup is in the target.
 func (c *creation) recordMade(made repo.Backup, took time.Duration) error {
 	now := time.Now().UTC()
@@ -395,7 +426,7 @@ func (c *creation) dropTemporary(made bool) {
 	v := c.volume
 	v.chain.Lock()
 	defer v.chain.Unlock()
-	if id := c.backup.TempSnapshotID; !id.IsZero() {
+	if id := c.backup.TempSnapshotID; !id.IsZero() && c.data != nil {
 		err := c.a.unseal(c.data, id, made, func(tx *catalog.Tx) error {
 			return c.changeIn(tx, func(b *catalog.Backup) { b.TempSnapshotID = layers.ID{} })
 		})
@@ -404,7 +435,7 @@ func (c *creation) dropTemporary(made bool) {
 			return // The backup is what it is.
 		}
 	}
-	if made {
+	if made && c.data != nil {
 		c.a.tidyChain(v, c.data)
 	}
 }
@@ -415,6 +446,9 @@ func (c *creation) settle(tx *catalog.Tx, err error) error {
 	statusErr := change(tx, catalog.Volumes, c.volume.id, func(v *catalog.Volume) {
 		v.Status, v.PreviousStatus = c.a.useOf(c.volume), ""
 	})
+	if c.clean != nil {
+		statusErr = errors.Join(statusErr, c.clean.record(tx))
+	}
 	switch {
 	case err == nil:
 		return statusErr

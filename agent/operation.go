@@ -190,6 +190,9 @@ func (a *Agent) forget(op *operation, j job) {
 	close(op.ended)
 }
 
+// stopped reports whether the daemon's end is why a context ended.
+func stopped(ctx context.Context) bool { return errors.Is(context.Cause(ctx), errStopped) }
+
 // place waits until few enough operations move data. The caller gives the
 // place back.
 func (a *Agent) place(ctx context.Context) (leave func(), err error) {

@@ -78,6 +78,7 @@ func (a *Agent) recover(ctx context.Context) error {
 		if err := a.endOthers(left, cut); err != nil {
 			return err
 		}
+		a.tidyAll() // their temporary snapshots
 	}
 	return a.attachAgain(ctx)
 }

@@ -42,8 +42,12 @@ func TestCancel(t *testing.T) {
 	d.stop()
 	proxy.Heal()
 	d.start()
-	if got := d.value("status", "backup", "show", "cut"); got != "error" {
-		t.Errorf("the backup that was cut off is in %s, want error", got)
+	// The next daemon goes on with it. A7
+	for _, id := range running(t, d) {
+		d.varve("operation", "show", id, "--wait")
+	}
+	if got := d.value("status", "backup", "show", "cut"); got != "available" {
+		t.Errorf("the backup that was cut off is in %s, want available", got)
 	}
 	d.varve("backup", "delete", "cut")
 	wantOnly(t, d, "before")
@@ -62,18 +66,27 @@ func TestCancel(t *testing.T) {
 func beginBackup(t *testing.T, d *daemon, name string) string {
 	t.Helper()
 	d.varve("backup", "create", "vol", "--name", name, "--force", "--no-wait")
-	var running []struct{ ID, State string }
+	ids := running(t, d)
+	if len(ids) == 0 {
+		t.Fatal("no operation runs")
+	}
+	return ids[0]
+}
+
+// running returns the ids of the operations that run, newest first.
+func running(t *testing.T, d *daemon) (ids []string) {
+	t.Helper()
+	var all []struct{ ID, State string }
 	list := d.varve("operation", "list", "-o", "json")
-	if err := json.Unmarshal([]byte(list), &running); err != nil {
+	if err := json.Unmarshal([]byte(list), &all); err != nil {
 		t.Fatalf("%v: %s", err, list)
 	}
-	for _, o := range running {
+	for _, o := range all {
 		if o.State == "running" {
-			return o.ID
+			ids = append(ids, o.ID)
 		}
 	}
-	t.Fatalf("no operation runs: %s", list)
-	return ""
+	return ids
 }
 
 // wantOnly fails unless the volume is available, has no snapshot, and the only

@@ -239,8 +239,13 @@ func (w *writer) commit(ctx context.Context) error {
 		return err
 	}
 	object := w.root.seal(w.key, w.objects, w.stored)
-	if err := w.repo.store.Put(ctx, name.String(), object); err != nil && !w.committed(ctx, object) {
-		return fmt.Errorf("write root: %w", err)
+	if err := w.repo.store.Put(ctx, name.String(), object); err != nil {
+		if w.job.Checkpoint != nil && ctx.Err() != nil {
+			return context.Cause(ctx) // who goes on asks for the root
+		}
+		if !w.committed(ctx, object) {
+			return fmt.Errorf("write root: %w", err)
+		}
 	}
 	w.repo.index.add(listedRoot{name: name, size: int64(len(object))})
 	return nil

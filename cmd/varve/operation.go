@@ -113,12 +113,18 @@ func (c *call) watch(client *api.Client, o api.Operation) error {
 	bar := newProgress(c.stderr, o.Kind, c.onTerminal())
 	id, kind := o.ID, o.Kind
 	var err error
+	waits := ""
 	for next, e := range client.WatchOperation(c.ctx, id) {
 		if e != nil {
 			err = e
 			break
 		}
 		o = next
+		if now := text(o.WaitsFor, ""); now != waits && now != "" {
+			bar.finish()
+			fmt.Fprintf(c.stderr, "%s waits: %s\n", kind, printable(now))
+			waits = now
+		}
 		bar.update(o.DoneBytes, o.TotalBytes)
 	}
 	bar.finish()
