@@ -46,6 +46,9 @@ type Device interface {
 	// Resize makes the kernel show size bytes.
 	Resize(size int64) error
 
+	// Rename changes DeviceOptions.Link.
+	Rename(link string) error
+
 	// Detach takes the device away. While somebody uses it, the error wraps
 	// syscall.EBUSY and nothing changes, unless force is set.
 	Detach(ctx context.Context, force bool) error
@@ -213,22 +216,11 @@ func (a *Agent) openAttached(record catalog.Attachment) (e *Export, link string,
 	if err != nil {
 		return nil, "", err
 	}
-	i := slices.IndexFunc(volumes, func(v catalog.Volume) bool { return v.ID == record.VolumeID })
-	if i < 0 {
+	if link = attachedLink(record, volumes, snapshots); link == "" {
 		return nil, "", fail(NotFound, "volume %s is gone", record.VolumeID)
-	}
-	link = volumes[i].Name
-	if slices.ContainsFunc(volumes, func(v catalog.Volume) bool { return v.Name == link && v.ID != record.VolumeID }) {
-		link = record.VolumeID.String()
 	}
 	if !record.SnapshotID.IsZero() {
 		e, err = a.exportSnapshot(record.SnapshotID.String(), volumes, snapshots)
-		if err == nil {
-			link += "@" + record.SnapshotID.String()
-			if s, err := resolveSnapshot(record.Export, volumes, snapshots); err == nil && s.ID == record.SnapshotID {
-				link = volumes[i].Name + "@" + s.Name
-			}
-		}
 		return e, link, err
 	}
 	e, err = a.exportVolume(record.VolumeID.String(), Attachment{

@@ -80,6 +80,7 @@ func (d *fakeDevice) Index() int                    { return d.index }
 func (d *fakeDevice) Path() string                  { return fmt.Sprintf("/dev/nbd%d", d.index) }
 func (d *fakeDevice) Gone() <-chan struct{}         { return d.gone }
 func (d *fakeDevice) Resize(size int64) error       { d.size = size; return nil }
+func (d *fakeDevice) Rename(link string) error      { d.o.Link = link; return nil }
 func (d *fakeDevice) Release(context.Context) error { d.export = nil; return nil }
 func (d *fakeDevice) Detach(_ context.Context, force bool) error {
 	if d.busy && !force {
@@ -112,6 +113,38 @@ func startWithKernel(t *testing.T, dir string, k *fakeKernel) *Agent {
 }
 
 func newKernel() *fakeKernel { return &fakeKernel{devices: map[string]*fakeDevice{}} }
+
+// V5: the link of a device goes with the name of its volume; a name that is not
+// unique is no link.
+func TestRenamedVolumeRenamesLinks(t *testing.T) {
+	k := newKernel()
+	a := startWithKernel(t, t.TempDir(), k)
+	createVolume(t, a, "old", mib)
+	must(a.CreateSnapshot(t.Context(), "old", NewSnapshot{Name: "s"}))(t)
+	must(a.Attach(t.Context(), NewAttachment{Export: "old"}))(t)
+	must(a.Attach(t.Context(), NewAttachment{Export: "old@s"}))(t)
+	links := func() (all []string) {
+		for d := range k.all() {
+			all = append(all, d.o.Link)
+		}
+		slices.Sort(all)
+		return all
+	}
+	if got, want := links(), []string{"old", "old@s"}; !slices.Equal(got, want) {
+		t.Fatalf("links %q, want %q", got, want)
+	}
+	name := "new"
+	view := must(a.ChangeVolume(t.Context(), "old", VolumeChange{Name: &name}))(t)
+	if got, want := links(), []string{"new", "new@s"}; !slices.Equal(got, want) {
+		t.Errorf("after the renaming links %q, want %q", got, want)
+	}
+	createVolume(t, a, "other", mib)
+	name = "other"
+	must(a.ChangeVolume(t.Context(), "new", VolumeChange{Name: &name}))(t)
+	if got, want := links(), []string{view.ID.String(), view.ID.String() + "@s"}; !slices.Equal(got, want) {
+		t.Errorf("with two volumes of that name links %q, want %q", got, want)
+	}
+}
 
 // V5, V4: an attached volume is in use, is shown with its device, and grows.
 func TestAttachedVolume(t *testing.T) {

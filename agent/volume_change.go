@@ -48,6 +48,11 @@ func (a *Agent) ChangeVolume(ctx context.Context, ref string, c VolumeChange) (V
 	if err != nil {
 		return VolumeView{}, err
 	}
+	if c.Name != nil {
+		if err := a.renameLinks(record.ID); err != nil {
+			return VolumeView{}, err
+		}
+	}
 	return a.Volume(ctx, record.ID.String())
 }
 

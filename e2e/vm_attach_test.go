@@ -20,6 +20,11 @@ is $(status db) in-use
 varve volume list | grep -q "device /dev/nbd0" || fail "the list does not show the device"
 is $(readlink /dev/varve/db) ../nbd0
 is $(cat /sys/block/nbd0/size) 524288
+varve volume set db --name store >/dev/null
+is $(readlink /dev/varve/store) ../nbd0
+[ ! -e /dev/varve/db ] || fail "the old name's link stayed"
+varve volume set store --name db >/dev/null
+is $(readlink /dev/varve/db) ../nbd0
 is "$(cat /sys/block/nbd0/queue/write_cache)" "write back"
 is $(cat /sys/block/nbd0/queue/fua) 1
 [ $(cat /sys/block/nbd0/queue/discard_max_bytes) -gt 0 ] || fail "no trim"

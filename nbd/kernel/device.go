@@ -79,7 +79,8 @@ type Device struct {
 	stop    context.CancelFunc
 	serving sync.WaitGroup
 	gone    chan struct{}
-	ended   sync.Once // closes gone
+	ended   sync.Once  // closes gone
+	linking sync.Mutex // guards o.Link once the device is there; innermost
 
 	mu       sync.Mutex
 	released bool // no new sockets are offered
@@ -248,6 +249,8 @@ func (d *Device) hasEnded() bool {
 // end tells Gone that the device is nobody's any more.
 func (d *Device) end() {
 	d.ended.Do(func() {
+		d.linking.Lock()
+		defer d.linking.Unlock()
 		d.unlink()
 		close(d.gone)
 	})

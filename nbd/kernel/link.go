@@ -10,6 +10,23 @@ import (
 // LinkFolder has a symbolic link to each device that has a name.
 const LinkFolder = "/dev/varve"
 
+// Rename gives the device another link; without a name it has none.
+func (d *Device) Rename(link string) error {
+	d.linking.Lock()
+	defer d.linking.Unlock()
+	select {
+	case <-d.gone:
+		return nil
+	default:
+	}
+	if link == d.o.Link {
+		return nil
+	}
+	d.unlink()
+	d.o.Link = link
+	return d.link()
+}
+
 // link makes the device's link. One that shows another device is replaced: the
 // name was given to this one last.
 func (d *Device) link() error {
