@@ -65,6 +65,8 @@ type VolumeView struct {
 	Snapshots   []SnapshotUsage // oldest first, those that the system made included
 	Chain       layers.State    // how its data is doing
 	Clones      []string        // names of the volumes that were made of it and may share its layers
+	FileSystem  FileSystem      // that is on all of it; only of one volume, not in a list
+	Twins       []string        // names of the other volumes on which the same file system is
 }
 
 // A volume is what the agent has in memory of a volume.
@@ -239,6 +241,13 @@ func (a *Agent) Volume(ctx context.Context, ref string) (VolumeView, error) {
 	}
 	view := a.viewVolume(record, snapshotNames(snapshots))
 	view.Clones = clonesOf(record.ID, records)
+	var twins []layers.ID
+	view.FileSystem, twins = a.fileSystems(record.ID)
+	for _, r := range records {
+		if slices.Contains(twins, r.ID) {
+			view.Twins = append(view.Twins, r.Name)
+		}
+	}
 	return view, nil
 }
 

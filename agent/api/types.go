@@ -84,6 +84,9 @@ type Volume struct {
 	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
 	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
 	Clones         []string        `json:"clones" doc:"names of the volumes that were made of it and may share its layers"`
+	FileSystem     string          `json:"file_system" doc:"that is on all of it: ext4, xfs, btrfs; empty if none is found, and in lists"`
+	FileSystemUUID string          `json:"file_system_uuid"`
+	SameUUID       []string        `json:"same_uuid_volumes" doc:"names of the other volumes with that file system; a kernel may refuse to mount it twice"`
 	Chain          Chain           `json:"chain"`
 	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"oldest first"`
 	URI            string          `json:"uri" doc:"where NBD clients find it"`

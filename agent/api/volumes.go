@@ -226,7 +226,9 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		Chain: Chain{
 			Layers: v.Chain.Layers, Shared: v.Chain.Shared, Unsummed: v.Chain.Unsummed, Tidying: v.Chain.Tidying, JournalBytes: v.Chain.Journal,
 		},
-		Clones:        append([]string{}, v.Clones...),
+		Clones:     append([]string{}, v.Clones...),
+		FileSystem: v.FileSystem.Kind, FileSystemUUID: v.FileSystem.UUID,
+		SameUUID:      append([]string{}, v.Twins...),
 		SnapshotUsage: make([]SnapshotUsage, len(v.Snapshots)),
 	}
 	if out.Metadata == nil {

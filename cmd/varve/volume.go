@@ -112,7 +112,23 @@ func (c *call) volumeShow() error {
 	if c.Bool("long") {
 		fields = append(fields, volumeLongFields(v)...)
 	}
+	if len(v.SameUUID) > 0 {
+		fmt.Fprintln(c.stderr, "varve: "+printable(twinWarning(v)))
+	}
 	return out.show(c.stdout, fields)
+}
+
+// twinWarning says what it means that a file system is there twice, and what to
+// do.
+func twinWarning(v api.Volume) string {
+	cure := map[string]string{
+		"xfs": "XFS mounts only one of them at a time: mount the other with -o nouuid, or give it a UUID of its own with " +
+			"xfs_admin -U generate DEVICE (mounted once with nouuid before, if its log is not clean)",
+		"ext4":  "mount them by device and not by UUID, or give one a UUID of its own with tune2fs -U random DEVICE",
+		"btrfs": "do not show both to one kernel, which would mix them up: give one a UUID of its own with btrfstune -u DEVICE first",
+	}[v.FileSystem]
+	return fmt.Sprintf("the %s on volume %s has the UUID of that on %s: %s. %s", v.FileSystem, v.Name,
+		strings.Join(v.SameUUID, ", "), v.FileSystemUUID, cure)
 }
 
 func (c *call) volumeGrow() error {
@@ -202,6 +218,7 @@ func volumeLongFields(v api.Volume) []field {
 		{"live_size", byteCount(v.LiveBytes)},
 		{"maintenance", v.Maintenance},
 		{"size_bytes", int64(v.SizeBytes)},
+		{"file_system", orNone(ptr(strings.TrimSpace(v.FileSystem + " " + v.FileSystemUUID)))},
 		{"fail_reason", orNone(v.FailReason)},
 		{"hook_timeout", v.HookTimeout},
 		{"post_snapshot", orNone(ptr(v.PostSnapshot))},

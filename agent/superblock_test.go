@@ -1,0 +1,108 @@
+package agent
+
+import (
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"varve/layers"
+)
+
+// B18: volumes that hold one file system know of each other; a new UUID ends
+// that. Kind and UUID are what blkid says.
+func TestTwinFileSystems(t *testing.T) {
+	_, a := startWithTarget(t)
+	for _, fs := range []struct {
+		kind string
+		make []string
+	}{
+		{"ext4", []string{"mkfs.ext4", "-q"}},
+		{"xfs", []string{"mkfs.xfs", "-q"}},
+	} {
+		t.Run(fs.kind, func(t *testing.T) {
+			for _, program := range []string{fs.make[0], "blkid"} {
+				if _, err := exec.LookPath(program); err != nil {
+					if os.Getenv("STRICT") == "1" {
+						t.Fatal(err)
+					}
+					t.Skip(err)
+				}
+			}
+			image := filepath.Join(t.TempDir(), "image")
+			run := func(args ...string) string {
+				t.Helper()
+				out, err := exec.Command(args[0], args[1:]...).CombinedOutput()
+				if err != nil {
+					t.Fatalf("%v: %v\n%s", args, err, out)
+				}
+				return strings.TrimSpace(string(out))
+			}
+			put := func(volume string) {
+				t.Helper()
+				run("truncate", "-s", "0", image)
+				run("truncate", "-s", "320M", image)
+				run(append(fs.make, image)...)
+				f, err := os.Open(image)
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer f.Close()
+				head := make([]byte, 64<<10)
+				if _, err := io.ReadFull(f, head); err != nil {
+					t.Fatal(err)
+				}
+				d := attach(t, a, volume)
+				defer d.detach()
+				if _, err := d.Layer.(*layers.Volume).WriteAt(head, 0); err != nil {
+					t.Fatal(err)
+				}
+			}
+			one, two, three := fs.kind+"1", fs.kind+"2", fs.kind+"3"
+			createVolume(t, a, one, mib)
+			createVolume(t, a, three, mib)
+			put(one)
+			uuid := run("blkid", "-p", "-o", "value", "-s", "UUID", image)
+			must(a.CreateVolume(t.Context(), NewVolume{Name: two, Source: one}))(t)
+			put(three)
+			for name, want := range map[string][]string{one: {two}, two: {one}, three: nil} {
+				v := must(a.Volume(t.Context(), name))(t)
+				if v.FileSystem.Kind != fs.kind || !slices.Equal(v.Twins, want) || (v.FileSystem.UUID == uuid) != (name != three) {
+					t.Errorf("%s: %+v is also on %q, want %s %s on %q", name, v.FileSystem, v.Twins, fs.kind, uuid, want)
+				}
+			}
+			put(two)
+			if v := must(a.Volume(t.Context(), one))(t); len(v.Twins) != 0 {
+				t.Errorf("after a new UUID %q still has the old one", v.Twins)
+			}
+		})
+	}
+	createVolume(t, a, "empty", mib)
+	if v := must(a.Volume(t.Context(), "empty"))(t); v.FileSystem != (FileSystem{}) || v.Twins != nil {
+		t.Errorf("an empty volume has %+v, on %q", v.FileSystem, v.Twins)
+	}
+}
+
+// A superblock of btrfs lies further in; and no volume is too short to be
+// looked at.
+func TestReadFileSystem(t *testing.T) {
+	b := make([]byte, 128<<10)
+	copy(b[64<<10+64:], "_BHRfS_M")
+	copy(b[64<<10+32:], "0123456789abcdef")
+	for name, c := range map[string]struct {
+		content string
+		want    FileSystem
+	}{
+		"btrfs":         {string(b), FileSystem{"btrfs", "30313233-3435-3637-3839-616263646566"}},
+		"zeros":         {string(make([]byte, 128<<10)), FileSystem{}},
+		"nothing":       {"", FileSystem{}},
+		"a short start": {"XFSB", FileSystem{}},
+	} {
+		if got, err := readFileSystem(strings.NewReader(c.content)); err != nil || got != c.want {
+			t.Errorf("%s: %+v, %v, want %+v", name, got, err, c.want)
+		}
+	}
+}
