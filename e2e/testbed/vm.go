@@ -107,7 +107,7 @@ func vmArguments(kernel, initrd string, o VMOptions) []string {
 		o.Memory = 512
 	}
 	args := []string{
-		"-M", "q35", "-accel", accelerator(), "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(o.Memory),
+		"-M", "q35", "-accel", accelerator(kernel), "-cpu", "max", "-smp", "1", "-m", strconv.Itoa(o.Memory),
 		"-nodefaults", "-no-user-config", "-display", "none", "-serial", "stdio", "-monitor", "none", "-no-reboot",
 		"-kernel", kernel, "-initrd", initrd, "-append", "console=ttyS0 quiet panic=-1 random.trust_cpu=on mitigations=off",
 	}
@@ -119,16 +119,6 @@ func vmArguments(kernel, initrd string, o VMOptions) []string {
 		args = append(args, "-netdev", "user,id=n0", "-device", "virtio-net-pci,netdev=n0,romfile=")
 	}
 	return append(args, o.QEMU...)
-}
-
-// accelerator is kvm if VARVE_VM_ACCEL says so, and otherwise tcg, which works
-// on every machine. That /dev/kvm can be opened proves nothing: inside another
-// virtual machine it may take minutes for what tcg does in seconds.
-func accelerator() string {
-	if a := os.Getenv("VARVE_VM_ACCEL"); a != "" {
-		return a
-	}
-	return "tcg"
 }
 
 func (vm *VM) start(args []string) error {
