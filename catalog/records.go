@@ -220,9 +220,25 @@ type Operation struct {
 	Total    int64     // bytes; 0: not known yet
 	Findings []Finding // of a check or a verification; the first of them
 	Damage   int64     // places that it found damaged and left so
+	Pruned   *Pruned   // what a pruning did, once it has; nil for all others
 	Started  time.Time
 	Ended    time.Time // zero while it runs
 }
+
+// Pruned says what pruning a target did, or with DryRun would do.
+type Pruned struct {
+	DryRun         bool
+	Packs          Amount   // that were there
+	Freed          Amount   // objects that went
+	Condemned      Amount   // packs that nothing needs, and that go once the grace is over
+	Young          Amount   // packs that nothing needs, but that are younger than the grace
+	Backups        int64    // deleted ones whose last traces went
+	WaitingBackups int64    // deleted within the grace
+	Kept           []string // why volumes were left alone
+}
+
+// An Amount is a number of objects and their bytes.
+type Amount struct{ Objects, Bytes int64 }
 
 // A Checkpoint is how far a running operation got. Only operations that can go
 // on under another daemon have one, from the beginning on; it goes with their

@@ -62,6 +62,7 @@ func (s *Server) addTargets(h huma.API) {
 	huma.Delete(h, "/v1/targets/{target}", func(ctx context.Context, in *targetRef) (*struct{}, error) {
 		return nil, answerFor(s.config.Agent.RemoveTarget(ctx, in.Target))
 	})
+	s.addPrune(h)
 	huma.Post(h, "/v1/targets/{target}/sync", func(ctx context.Context, in *targetRef) (*answer[targetBody], error) {
 		if err := s.config.Agent.SyncTarget(ctx, in.Target); err != nil {
 			return nil, answerFor(err)

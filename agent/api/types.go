@@ -355,8 +355,31 @@ type Operation struct {
 	TotalBytes int64     `json:"total_bytes" doc:"0: not known yet"`
 	Findings   []Finding `json:"findings" doc:"what a check or a verification found, the first of it"`
 	Damage     int64     `json:"damage" doc:"places that it found damaged and left so"`
+	Pruned     *Pruned   `json:"pruned" doc:"what a pruning did, once it has"`
 	StartedAt  Time      `json:"started_at"`
 	EndedAt    Time      `json:"ended_at"`
+}
+
+// Pruned is what pruning a target did, or with dry_run would do.
+type Pruned struct {
+	DryRun           bool     `json:"dry_run"`
+	PackObjects      int64    `json:"pack_objects" doc:"packs that were there"`
+	PackBytes        int64    `json:"pack_bytes"`
+	FreedObjects     int64    `json:"freed_objects" doc:"objects that went"`
+	FreedBytes       int64    `json:"freed_bytes"`
+	CondemnedObjects int64    `json:"condemned_objects" doc:"packs that nothing needs, and that go once the grace is over"`
+	CondemnedBytes   int64    `json:"condemned_bytes"`
+	YoungObjects     int64    `json:"young_objects" doc:"packs that nothing needs, but that are younger than the grace"`
+	YoungBytes       int64    `json:"young_bytes"`
+	Backups          int64    `json:"backups" doc:"deleted backups whose last traces went"`
+	WaitingBackups   int64    `json:"waiting_backups" doc:"backups that were deleted within the grace"`
+	Kept             []string `json:"kept" doc:"why volumes were left alone: something in them cannot be read"`
+}
+
+// NewPrune says how to prune a target.
+type NewPrune struct {
+	DryRun       bool    `json:"dry_run,omitempty" doc:"only say what would go"`
+	GraceSeconds float64 `json:"grace_seconds,omitempty" minimum:"0" doc:"how long what is condemned stays; 0: 24 hours. A shorter one is safe only while no backup is made"`
 }
 
 // Ended reports whether the operation runs no more.

@@ -288,6 +288,7 @@ func operation(o catalog.Operation) Operation {
 	return Operation{
 		Findings:   findings,
 		Damage:     o.Damage,
+		Pruned:     pruned(o.Pruned),
 		ID:         o.ID.String(),
 		Kind:       o.Kind,
 		SubjectID:  o.Subject.String(),

@@ -6,6 +6,7 @@ import (
 	"io"
 	"io/fs"
 	"iter"
+	"maps"
 	"slices"
 	"strings"
 	"sync"
@@ -26,6 +27,14 @@ type memObject struct {
 // NewMem returns an empty Store in memory.
 func NewMem() *Mem {
 	return &Mem{objects: make(map[string]memObject)}
+}
+
+// Clone returns a Store of its own with what m holds now, and when that was
+// written.
+func (m *Mem) Clone() *Mem {
+	m.mu.RLock()
+	defer m.mu.RUnlock()
+	return &Mem{objects: maps.Clone(m.objects)}
 }
 
 func (m *Mem) Put(ctx context.Context, name string, data []byte) error {

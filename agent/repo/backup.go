@@ -2,7 +2,9 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"iter"
 	"os"
 	"time"
@@ -98,6 +100,9 @@ func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(lay
 		if err := ctx.Err(); err != nil {
 			yield(Backup{}, fmt.Errorf("list backups: %w", err))
 			return
+		}
+		if errors.Is(a.err, fs.ErrNotExist) {
+			continue // pruned: the listing lags
 		}
 		if a.err != nil {
 			a.backup = Backup{ID: root.name.backup, Volume: root.name.volume}

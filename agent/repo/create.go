@@ -7,8 +7,9 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
-	"slices"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"varve/layers"
 )
@@ -123,11 +124,25 @@ func (j *Job) describe() Backup {
 
 // prepare looks at what the repository has of the volume.
 func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
-	l, err := r.list(ctx, volumePrefix(j.Volume))
-	if err != nil {
+	w := &writer{repo: r, job: j, ledger: newLedger(j), root: &root{backup: j.describe(), spans: new(spans)}}
+	w.footing = &footing{repo: r, parent: rootName{volume: j.Volume, backup: j.Parent}, asked: r.moment()}
+	var l *listing
+	g, group := errgroup.WithContext(ctx)
+	g.Go(func() (err error) {
+		l, err = r.list(group, volumePrefix(j.Volume))
+		return err
+	})
+	deleted := false
+	if !j.Parent.IsZero() {
+		// By its name, since the listing may lag, and before the root is read.
+		g.Go(func() (err error) {
+			deleted, err = w.footing.deleted(group)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	w := &writer{repo: r, job: j, ledger: newLedger(j), root: &root{backup: j.describe(), spans: new(spans)}}
 	w.root.name = rootName{volume: j.Volume, epoch: 1, seq: 1, backup: j.ID}
 	if err := w.findMade(ctx, l); err != nil || w.done {
 		return w, err
@@ -136,18 +151,21 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 		if w.job.Resume.Root != "" {
 			break // the name is given
 		}
-		w.root.name.epoch = max(w.root.name.epoch, root.name.epoch)
-		w.root.name.seq = max(w.root.name.seq, root.name.seq+1)
+		w.follow(root.name)
 	}
+	w.footing.parent = rootName{}
 	var parentRoot string
 	if !j.Parent.IsZero() {
-		parent, err := r.findParent(ctx, j, l)
-		if err != nil {
-			return nil, err
+		parent, ok := r.index.find(j.Parent) // list has taught it, and taken out the deleted ones
+		if !ok || deleted || parent.name.volume != j.Volume {
+			r.index.forget(j.Parent)
+			return nil, fmt.Errorf("%w: %s is not among the backups of volume %s; make a full backup", ErrParentGone, j.Parent, j.Volume)
 		}
 		if err := w.readParent(ctx, parent); err != nil {
 			return nil, err
 		}
+		w.follow(parent.name) // the listing may lag behind it
+		w.footing.parent = parent.name
 		parentRoot = parent.name.String()
 	}
 	if err := w.prepareKey(ctx); err != nil {
@@ -158,30 +176,25 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 		return nil, err
 	}
 	next = max(next, j.Resume.Sessions)
-	w.session = &session{repo: r, job: j, ledger: w.ledger, root: w.root.name, parentRoot: parentRoot, next: next, renewed: time.Now()}
+	w.session = &session{repo: r, job: j, ledger: w.ledger, root: w.root.name, parentRoot: parentRoot, footing: w.footing, first: next, next: next}
 	if w.taken = newTaken(w, j.Resume.stored()); w.taken != nil {
-		// Before their packs are looked at: from now on pruning leaves them.
-		return w, w.session.start(ctx)
+		// Before their packs are looked at: from now on pruning condemns none.
+		if err := w.session.start(ctx); err != nil {
+			return nil, err
+		}
+		if w.taken.condemned, err = r.condemnedOf(ctx, sessionOf(j.ID)); err != nil {
+			w.session.close()
+			return nil, err
+		}
 	}
 	return w, nil
 }
 
-// findParent looks for the parent in a listing, and among what is known: the
-// listing may lag behind a backup that was just made.
-func (r *Repo) findParent(ctx context.Context, j *Job, l *listing) (listedRoot, error) {
-	gone := fmt.Errorf("%w: %s is not among the backups of volume %s; make a full backup", ErrParentGone, j.Parent, j.Volume)
-	parent, ok := r.index.find(j.Parent) // list has taught it, and taken out the deleted ones
-	if !ok || parent.name.volume != j.Volume {
-		return parent, gone
-	}
-	if slices.ContainsFunc(l.roots, func(root listedRoot) bool { return root.name == parent.name }) {
-		return parent, nil
-	}
-	err := r.checkLive(ctx, parent.name)
-	if errors.Is(err, fs.ErrNotExist) {
-		return parent, gone
-	}
-	return parent, err
+// follow makes the root to come later than another one: packs are referenced
+// only by backups with a later number than the one that wrote them.
+func (w *writer) follow(other rootName) {
+	w.root.name.epoch = max(w.root.name.epoch, other.epoch)
+	w.root.name.seq = max(w.root.name.seq, other.seq+1)
 }
 
 // readParent takes over the map of the parent.
@@ -225,7 +238,7 @@ func (w *writer) prepareKey(ctx context.Context) (err error) {
 
 // commit puts the root.
 func (w *writer) commit(ctx context.Context) error {
-	if err := w.session.check(); err != nil {
+	if err := w.footing.hold(ctx, w.session); err != nil {
 		return err
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -246,6 +259,9 @@ func (w *writer) commit(ctx context.Context) error {
 		if !w.committed(ctx, object) {
 			return fmt.Errorf("write root: %w", err)
 		}
+	}
+	if w.footing.overtaken() {
+		return w.withdraw(ctx)
 	}
 	w.repo.index.add(listedRoot{name: name, size: int64(len(object))})
 	return nil
@@ -268,6 +284,19 @@ func (w *writer) committed(ctx context.Context, object []byte) bool {
 	}
 	w.repo.store.Delete(ctx, name)
 	return false
+}
+
+// withdraw removes a root that was so long under way that pruning may have
+// taken something that it needs.
+func (w *writer) withdraw(ctx context.Context) error {
+	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
+	defer stop()
+	name := w.root.name.String()
+	err := fmt.Errorf("the root was under way for longer than %v, and what it names may have been pruned; make the backup again", sessionGrace)
+	if failed := w.repo.store.Delete(ctx, name); failed != nil {
+		return fmt.Errorf("%w; %s could not be removed: %w", err, name, failed)
+	}
+	return err
 }
 
 // undo removes what was stored for a backup that has no root, unless that is

@@ -114,6 +114,13 @@ func forms() []form {
 			}
 			return appendInventoryText(nil, packs), nil
 		}, 0, 1, false},
+		{"roots", appendRoots(nil, []rootName{{fixedID, 1, 1, otherID}, {otherID, 1, 300, fixedID}}), func(b []byte) ([]byte, error) {
+			roots, err := parseRoots(b)
+			if err != nil {
+				return nil, err
+			}
+			return appendRoots(nil, roots), nil
+		}, 0, 1, false},
 	}
 }
 
@@ -343,6 +350,7 @@ func FuzzSpans(f *testing.F)      { fuzzForm(f, "spans") }
 func FuzzSummary(f *testing.F)    { fuzzForm(f, "summary") }
 func FuzzTrailer(f *testing.F)    { fuzzForm(f, "trailer") }
 func FuzzInventory(f *testing.F)  { fuzzForm(f, "inventory") }
+func FuzzRoots(f *testing.F)      { fuzzForm(f, "roots") }
 
 // FuzzNames: whatever reads as a name writes the same name.
 func FuzzNames(f *testing.F) {
@@ -351,9 +359,17 @@ func FuzzNames(f *testing.F) {
 	f.Add(volumeKeyName(keyRef{fixedID, 1, 2}))
 	f.Add(sessionName(fixedID, 3))
 	f.Add(slotName(fixedID))
+	f.Add(listName(fixedID))
+	f.Add(packName(inLeaves, objectID{1, 2, 3}))
 	f.Fuzz(func(t *testing.T, s string) {
 		if id, ok := parseSlotName(s); ok && slotName(id) != s {
 			t.Errorf("slot %q", s)
+		}
+		if id, ok := parseList(s); ok && listName(id) != s {
+			t.Errorf("condemned list %q", s)
+		}
+		if where, id, ok := parsePack(s); ok && packName(where, id) != s {
+			t.Errorf("pack %q", s)
 		}
 		if id, n, ok := parseSession(s); ok && sessionName(id, n) != s {
 			t.Errorf("session %q", s)

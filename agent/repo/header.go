@@ -15,6 +15,7 @@ const (
 	kindLeaves    objectKind = 2
 	kindRoot      objectKind = 4
 	kindSession   objectKind = 5
+	kindCondemned objectKind = 8
 	kindTombstone objectKind = 11
 	kindLast                 = kindTombstone
 )

@@ -70,6 +70,7 @@ func (x *index) newestKey(volume layers.ID) (keyRef, bool) {
 type listing struct {
 	roots   []listedRoot // by volume, then claim epoch, then number
 	deleted map[layers.ID]bool
+	stones  []listedStone
 	newest  time.Time // of all objects listed: the store's clock is past it
 }
 
@@ -101,6 +102,7 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 		case "d":
 			if id, ok := name.tombstone(); ok {
 				l.deleted[id] = true
+				l.stones = append(l.stones, listedStone{name.volume, id, info.Size, info.Modified})
 			}
 		case "k":
 			if ref, ok := name.key(); ok {

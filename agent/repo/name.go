@@ -16,6 +16,7 @@ const (
 	slotPrefix  = "k/"
 	volumesRoot = "v/"
 	sessionRoot = "s/"
+	listRoot    = "g/"
 )
 
 // An objectID names a sealed object: 8 bytes of the backup that wrote it, its
@@ -57,6 +58,36 @@ func parseSlotName(name string) (layers.ID, bool) {
 	return id, err == nil && slotName(id) == name
 }
 
+// parsePack reads what packName wrote.
+func parsePack(name string) (where place, id objectID, ok bool) {
+	switch {
+	case strings.HasPrefix(name, "p/"):
+		where = inData
+	case strings.HasPrefix(name, "m/"):
+		where = inLeaves
+	}
+	digits := name[strings.LastIndexByte(name, '/')+1:]
+	if len(digits) != 2*len(id) {
+		return where, id, false
+	}
+	_, err := hex.Decode(id[:], []byte(digits))
+	return where, id, err == nil && packName(where, id) == name
+}
+
+// A sessionID is the front of the names of all packs that a backup writes.
+type sessionID [8]byte
+
+func sessionOf(backup layers.ID) sessionID { return sessionID(backup[8:]) }
+func (id objectID) session() sessionID     { return sessionID(id[:8]) }
+
+func listName(id layers.ID) string { return listRoot + id.String() }
+
+// parseList reads what listName wrote.
+func parseList(name string) (layers.ID, bool) {
+	id, err := layers.ParseID(strings.TrimPrefix(name, listRoot))
+	return id, err == nil && listName(id) == name
+}
+
 func volumePrefix(volume layers.ID) string { return volumesRoot + volume.String() + "/" }
 
 func volumeKeyName(ref keyRef) string {
@@ -91,6 +122,15 @@ type rootName struct {
 	epoch  uint64 // of the writer's claim
 	seq    uint64 // of the backup in its volume
 	backup layers.ID
+}
+
+// parseRoot reads what rootName.String wrote.
+func parseRoot(name string) (rootName, bool) {
+	n, ok := parseVolumeName(name)
+	if !ok {
+		return rootName{}, false
+	}
+	return n.root()
 }
 
 func (n rootName) String() string {

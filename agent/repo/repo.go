@@ -63,6 +63,7 @@ type Repo struct {
 	opened atomic.Pointer[slot] // the slot in use; nil without encryption
 	index  *index
 	cache  *cache
+	reach  *reach
 
 	fetches chan struct{} // one for each request for frames that runs
 
@@ -75,6 +76,8 @@ type Repo struct {
 	packTarget int       // bytes; packTarget unless a test wants small packs
 	rootBudget int       // bytes; rootBudget unless a test wants small roots
 	splitLeaf  int       // bytes; splitLeaf unless a test wants many leaves
+
+	now func() time.Time // time.Now unless a test has a clock that lies
 }
 
 // Init makes a repository in the store and opens it. A store that already has
@@ -213,8 +216,9 @@ func newRepo(s object.Store, h *head, master [32]byte, opened *slot) *Repo {
 	life, end := context.WithCancelCause(context.Background())
 	r := &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
-		index: newIndex(), cache: newCache(cacheBytes), fetches: make(chan struct{}, fetchesMax),
+		index: newIndex(), cache: newCache(cacheBytes), reach: newReach(), fetches: make(chan struct{}, fetchesMax),
 		life: life, end: end, cost: defaultCost, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
+		now: time.Now,
 	}
 	r.opened.Store(opened)
 	return r

@@ -34,6 +34,8 @@ type taken struct {
 	writer *writer
 	tries  []*takenTry
 
+	condemned map[objectID]bool // their packs that pruning may be about to remove
+
 	span   run
 	pieces []piece // of the span, ascending, without overlap
 	next   int     // pieces before it are behind the last change
@@ -203,9 +205,13 @@ type takenPack struct {
 	err error // of the store
 }
 
-// readTaken reads the trailer of a pack of data.
+// readTaken reads the trailer of a pack of data. One that is condemned is as
+// good as gone.
 func (w *writer) readTaken(ctx context.Context, id objectID) *takenPack {
 	p := &takenPack{id: id}
+	if w.taken.condemned[id] {
+		return p
+	}
 	err := p.checkedPack.read(ctx, w.repo, inData, packRef{id, w.key.ref}, true)
 	switch {
 	case errors.Is(err, ErrCorrupt), errors.Is(err, ErrVersion):

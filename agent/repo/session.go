@@ -11,38 +11,49 @@ import (
 
 const (
 	sessionRenewal = 10 * time.Minute
-	// sessionGrace is half of the time that pruning leaves an object that it
-	// condemned: a writer that could not renew its session for longer stops,
-	// since what it builds on may be gone.
+	// sessionGrace is half of the time that pruning leaves what it condemned:
+	// a writer that could not renew its session for longer stops, since what
+	// it builds on may be gone.
 	sessionGrace = 12 * time.Hour
+	// sessionDead is the age of its newest renewal, by the store's clock, from
+	// which on a session is a crashed writer's: one that lives would have
+	// stopped, and a listing may lag by sessionAfter.
+	sessionDead = 18 * time.Hour
 	// sessionAfter is how long after its root a session goes: longer than a
 	// listing may lag.
 	sessionAfter = time.Hour
 )
 
-// A session shows pruning on other hosts that a backup is being written:
-// docs/format.md 2.9. It is written before the first pack and renewed under
-// the next number.
+// A session shows pruning on other hosts that a backup is being written, and
+// on what it builds: docs/format.md 2.9. It is written before the first pack
+// and renewed under the next number.
 type session struct {
 	repo       *Repo
 	job        *Job
 	ledger     *ledger
 	root       rootName
-	parentRoot string // name; empty without a parent
+	parentRoot string   // name; empty without a parent
+	footing    *footing // whose parent is not deleted when the session begins
+	first      int64    // number of the first one that this session wrote
 	next       int64
 
 	begin   sync.Once
 	err     error // of the first write
 	stop    context.CancelFunc
 	done    chan struct{}
-	mu      sync.Mutex
-	renewed time.Time
+	mu      sync.Mutex // all below
+	begun   bool
+	lost    bool // there was a gap between two renewals in which pruning may have taken it for dead
+	renewed moment
 }
 
 // start writes the session if it was not yet, and keeps it alive until ctx
 // ends or close is called.
 func (s *session) start(ctx context.Context) error {
 	s.begin.Do(func() {
+		if s.err = s.footing.hold(ctx, s); s.err != nil {
+			return
+		}
 		if s.err = s.write(ctx); s.err != nil {
 			return
 		}
@@ -54,25 +65,30 @@ func (s *session) start(ctx context.Context) error {
 }
 
 func (s *session) write(ctx context.Context) error {
-	if err := s.ledger.session(s.next); err != nil {
+	if err := s.check(); err != nil {
 		return err
 	}
+	now := s.repo.moment()
 	f := make(fields)
 	f.setID(bodyBackup, s.job.ID)
 	f.setID(bodyVolume, s.job.Volume)
 	f.setID(bodyParent, s.job.Parent)
 	f.setText(bodyParentRoot, s.parentRoot)
-	f.setTime(bodyTime, time.Now())
+	f.setTime(bodyTime, now.at)
 	f.setNumber(bodyNumber, s.next)
 	f.setText(bodyRoot, s.root.String())
 	f.setText(bodyHost, hostName())
-	if err := s.repo.store.Put(ctx, sessionName(s.job.ID, s.next), s.repo.sealBody(kindSession, s.job.ID, f)); err != nil {
+	if err := s.ledger.session(s.next); err != nil {
+		return err
+	}
+	name := sessionName(s.job.ID, s.next)
+	s.next++ // whatever becomes of this one: no name is written twice
+	if err := s.repo.store.Put(ctx, name, s.repo.sealBody(kindSession, s.job.ID, f)); err != nil {
 		return fmt.Errorf("write session: %w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.renewed = time.Now()
-	s.next++
+	s.begun, s.renewed = true, now
 	return nil
 }
 
@@ -94,8 +110,35 @@ func (s *session) renew(ctx context.Context) {
 func (s *session) check() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if time.Since(s.renewed) > sessionGrace {
-		return fmt.Errorf("%w since %s; make the backup again", ErrStale, s.renewed.Format(time.RFC3339))
+	if s.begun && s.repo.passed(s.renewed) > sessionGrace {
+		s.lost = true
+	}
+	if s.lost {
+		return fmt.Errorf("%w since %s; make the backup again", ErrStale, s.renewed.at.Format(time.RFC3339))
+	}
+	return nil
+}
+
+// leans reports whether the session keeps the parent, even one that is
+// deleted by now: it was not when the session began.
+func (s *session) leans() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.begun && !s.lost
+}
+
+// present asks for the first object of the session by name: pruning takes it
+// away before it touches what it protects.
+func (s *session) present(ctx context.Context) error {
+	if !s.leans() {
+		return nil // no pack was written yet
+	}
+	there, err := s.repo.exists(ctx, sessionName(s.job.ID, s.first))
+	if err != nil {
+		return fmt.Errorf("look for the session: %w", err)
+	}
+	if !there {
+		return fmt.Errorf("%w for so long that pruning took it away; make the backup again", ErrStale)
 	}
 	return nil
 }

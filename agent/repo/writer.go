@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"sync"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -30,6 +31,7 @@ type writer struct {
 	key     *volumeKey
 	session *session
 	ledger  *ledger
+	footing *footing
 	root    *root
 	parent  *spans // nil: no parent
 	taken   *taken // from earlier tries; nil: nothing
@@ -56,6 +58,8 @@ func (w *writer) copy(ctx context.Context) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
+	late := time.AfterFunc(footingFresh/2, func() { w.session.start(ctx) }) // its error is the next caller's
+	defer late.Stop()
 	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget)
 	w.merges = new(errgroup.Group)
 	w.merges.SetLimit(mergesMax)

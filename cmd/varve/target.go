@@ -21,7 +21,8 @@ func (p *program) targetCommand() *cli.Command {
 		p.targetSetVerb(),
 		p.verb("remove", "TARGET...", "forget targets and their credentials; the backups stay in them", nil, (*call).targetRemove),
 		p.verb("sync", "TARGET...", "read the targets' lists of backups now", nil, (*call).targetSync),
-		p.targetVerifyVerb())
+		p.targetVerifyVerb(),
+		p.pruneVerb())
 }
 
 func (c *call) targetAdd() error {

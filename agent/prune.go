@@ -1,0 +1,74 @@
+package agent
+
+import (
+	"context"
+	"time"
+
+	"varve/agent/object"
+	"varve/agent/repo"
+	"varve/catalog"
+)
+
+// A Prune says how to prune a target.
+type Prune struct {
+	DryRun bool          // only say what would go
+	Grace  time.Duration // 0: repo.PruneGrace; a shorter one is safe only while no backup is made
+}
+
+// PruneTarget begins to free the space of what was deleted in a target, and of
+// what crashed backups left in it. Backups go on meanwhile.
+func (a *Agent) PruneTarget(ctx context.Context, ref string, p Prune) (catalog.Operation, error) {
+	if p.Grace < 0 {
+		return catalog.Operation{}, fail(Invalid, "prune target %s: a grace of %v: it cannot be negative", ref, p.Grace)
+	}
+	t, err := a.Target(ctx, ref)
+	if err != nil {
+		return catalog.Operation{}, err
+	}
+	release, err := a.holdTarget(t)
+	if err != nil {
+		return catalog.Operation{}, err
+	}
+	return a.start(job{
+		kind:    "target prune",
+		subject: t.ID,
+		begin:   func(*catalog.Tx) error { return nil },
+		work:    func(ctx context.Context, op *operation) error { return a.prune(ctx, op, t, p) },
+		settle:  func(*catalog.Tx, error) error { return nil },
+		release: release,
+	})
+}
+
+func (a *Agent) prune(ctx context.Context, op *operation, t catalog.Target, p Prune) error {
+	leave, err := a.place(ctx)
+	if err != nil {
+		return err
+	}
+	defer leave()
+	ctx = object.WithClass(ctx, object.Upkeep)
+	r, release, err := a.useTarget(ctx, t)
+	if err != nil {
+		return err
+	}
+	defer release()
+	report, err := r.Prune(ctx, repo.PruneOptions{DryRun: p.DryRun, Grace: p.Grace, Progress: op.progress})
+	if err != nil {
+		return targetError(t, "prune", err)
+	}
+	pruned := Pruned(report, p.DryRun)
+	op.change(func(r *catalog.Operation) { r.Pruned = &pruned })
+	return nil
+}
+
+// Pruned is the record of what a run of Prune did.
+func Pruned(r repo.PruneReport, dryRun bool) catalog.Pruned {
+	p := catalog.Pruned{
+		DryRun: dryRun, Packs: catalog.Amount(r.Packs), Freed: catalog.Amount(r.Freed),
+		Condemned: catalog.Amount(r.Condemned), Young: catalog.Amount(r.Young),
+		Backups: int64(r.Backups), WaitingBackups: int64(r.Waiting),
+	}
+	for _, err := range r.Kept[:min(len(r.Kept), maxDamage)] {
+		p.Kept = append(p.Kept, shorten(err.Error()))
+	}
+	return p
+}

@@ -1,0 +1,101 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/urfave/cli/v2"
+
+	"varve/agent"
+	"varve/agent/api"
+	"varve/agent/repo"
+)
+
+func (p *program) pruneVerb() *cli.Command {
+	command := p.verb("prune", "[TARGET]", "free the space of deleted backups, and of what crashed ones left",
+		outputFlags(waitFlags(
+			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go"},
+			&cli.DurationFlag{Name: "grace", DefaultText: "24h", Usage: "`TIME` that what is condemned stays; with less than 24h no backup may run into the target, on any host"})...),
+		(*call).targetPrune)
+	command.Description = "What no backup needs is condemned first. A run that is a grace or more later removes it. " +
+		"Backups, restores and other runs, on this and on other hosts, may go on meanwhile. With --target URL no daemon is needed."
+	return command
+}
+
+func (c *call) targetPrune() error {
+	out, err := c.output()
+	if err != nil {
+		return err
+	}
+	grace := c.Duration("grace")
+	switch {
+	case grace < 0 || c.IsSet("grace") && grace == 0:
+		return usagef("target prune: --grace %v: it must be longer than nothing; 24h is the default", grace)
+	case grace > 0 && grace < repo.PruneGrace:
+		fmt.Fprintf(c.stderr, "varve: warning: with a grace of %v a backup that is being made into this target, on any host, may lose data that it needs. "+
+			"Make sure that none runs.\n", grace)
+	}
+	if c.directURL() != "" {
+		if len(c.args) > 0 {
+			return usagef("target prune: %s or --target URL, not both", c.args[0])
+		}
+		return c.directPrune(out, grace)
+	}
+	if len(c.args) == 0 {
+		return usagef("target prune: which TARGET? A name, or --target URL before it to do without the daemon")
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	o, err := client.PruneTarget(c.ctx, c.args[0], api.NewPrune{DryRun: c.Bool("dry-run"), GraceSeconds: grace.Seconds()})
+	if err != nil {
+		return err
+	}
+	if err := c.follow(client, o); err != nil || c.Bool("no-wait") && !c.Bool("wait") {
+		return err
+	}
+	if o, err = client.Operation(c.ctx, o.ID, 0); err != nil {
+		return err
+	}
+	if o.Pruned == nil {
+		return errors.New("target prune: the daemon does not say what it did")
+	}
+	return out.show(c.stdout, prunedFields(*o.Pruned))
+}
+
+// directPrune prunes the target at the URL.
+func (c *call) directPrune(out format, grace time.Duration) error {
+	t, err := c.openDirect()
+	if err != nil {
+		return err
+	}
+	defer t.Close()
+	bar := newProgress(c.stderr, "target prune", c.onTerminal())
+	dry := c.Bool("dry-run")
+	report, err := t.Prune(c.ctx, repo.PruneOptions{DryRun: dry, Grace: grace, Progress: bar.update})
+	bar.finish()
+	if err != nil {
+		return fmt.Errorf("prune target %s: %w", t.url, err)
+	}
+	return out.show(c.stdout, prunedFields(api.PrunedBy(agent.Pruned(report, dry))))
+}
+
+// prunedFields tell what went, and what will go.
+func prunedFields(p api.Pruned) []field {
+	return []field{
+		{"dry_run", p.DryRun},
+		{"backups", p.Backups},
+		{"freed_objects", p.FreedObjects},
+		{"freed_bytes", byteCount(p.FreedBytes)},
+		{"condemned_objects", p.CondemnedObjects},
+		{"condemned_bytes", byteCount(p.CondemnedBytes)},
+		{"young_objects", p.YoungObjects},
+		{"young_bytes", byteCount(p.YoungBytes)},
+		{"waiting_backups", p.WaitingBackups},
+		{"pack_objects", p.PackObjects},
+		{"pack_bytes", byteCount(p.PackBytes)},
+		{"kept", p.Kept},
+	}
+}
