@@ -137,7 +137,7 @@ func (a *Agent) loadCopy() error {
 	switch {
 	case errors.Is(err, catalog.ErrVersion):
 		return fail(Conflict, "%s: %w", path, err)
-	case errors.Is(err, catalog.ErrClosed), errors.Is(err, catalog.ErrFull):
+	case errors.Is(err, catalog.ErrClosed), errors.Is(err, catalog.ErrFull), errors.Is(err, catalog.ErrReadOnly):
 		return fail(Unavailable, "%w", err)
 	case err != nil:
 		a.log.Error("the copy of the catalog is damaged; what could be read of it is used", "path", path, "error", err)

@@ -62,7 +62,7 @@ func ReasonOf(err error) Reason {
 		return Denied
 	case errors.Is(err, context.Canceled):
 		return Stopped
-	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, catalog.ErrFull), errors.Is(err, unix.ENOSPC):
+	case errors.Is(err, context.DeadlineExceeded), errors.Is(err, catalog.ErrFull), errors.Is(err, catalog.ErrReadOnly), errors.Is(err, unix.ENOSPC):
 		return Unavailable
 	}
 	return Internal

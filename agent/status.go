@@ -54,6 +54,9 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 			s.warn("Volume %s (%s) is in status %s: %s.", v.Name, v.ID, v.Status, v.Reason)
 		}
 	}
+	if err := a.catalog.Failure(); err != nil {
+		s.warn("The disk of the state folder failed: %v. Volumes can be read. When the disk is well, start the daemon again.", err)
+	}
 	snapshots, err := a.Snapshots(ctx, "", false)
 	if err != nil {
 		return Status{}, err

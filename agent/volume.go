@@ -275,14 +275,14 @@ func ofVolume(v catalog.Volume) named {
 // those of the snapshots.
 func (a *Agent) viewVolume(record catalog.Volume, names map[layers.ID]string) VolumeView {
 	view := VolumeView{Volume: record}
-	if record.Importing && settled(record.Status) {
-		view.Status = catalog.Creating
-	}
 	a.mu.Lock()
 	v := a.volumes[record.ID]
 	var data *layers.Volume
 	if v != nil {
 		data = v.data
+		if settled(record.Status) {
+			view.Status = v.use() // the record may lag where the catalog takes no changes
+		}
 		for _, attachment := range v.attached {
 			view.Attachments = append(view.Attachments, attachment)
 		}
@@ -291,6 +291,9 @@ func (a *Agent) viewVolume(record catalog.Volume, names map[layers.ID]string) Vo
 		}
 	}
 	a.mu.Unlock()
+	if record.Importing && settled(view.Status) {
+		view.Status = catalog.Creating
+	}
 	slices.SortFunc(view.Attachments, func(x, y Attachment) int { return x.Since.Compare(y.Since) })
 	if data == nil {
 		return view
@@ -386,9 +389,11 @@ func (v *volume) idle(record catalog.Volume) error {
 }
 
 // settleUse brings the record's status in line with whether the volume is in
-// use. Where a backup holds the status, it changes what that returns to.
+// use. Where a backup holds the status, it changes what that returns to. A
+// catalog that takes no changes is no error: what is in memory counts, and the
+// next start finds nobody attached.
 func (a *Agent) settleUse(v *volume) error {
-	return a.update(func(tx *catalog.Tx) error {
+	err := a.update(func(tx *catalog.Tx) error {
 		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) {
 			use := a.useOf(v)
 			switch {
@@ -402,6 +407,10 @@ func (a *Agent) settleUse(v *volume) error {
 			}
 		})
 	})
+	if errors.Is(err, catalog.ErrReadOnly) || errors.Is(err, catalog.ErrFull) {
+		return nil
+	}
+	return err
 }
 
 // settled reports whether a status is one of a volume that nothing happens to.
@@ -413,6 +422,11 @@ func settled(s catalog.Status) bool {
 func (a *Agent) useOf(v *volume) catalog.Status {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	return v.use()
+}
+
+// use is useOf for who holds Agent.mu.
+func (v *volume) use() catalog.Status {
 	switch {
 	case v.reserved:
 		return catalog.Maintenance

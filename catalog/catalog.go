@@ -80,8 +80,9 @@ var (
 
 // A Catalog is an open database. Close it.
 type Catalog struct {
-	db    *badger.DB
-	space *space
+	db      *badger.DB
+	space   *space
+	failure *failure
 
 	// changes is held shared by changes, which may meet, and for itself by one
 	// that has met others too often.
@@ -105,16 +106,17 @@ func Open(dir string, log *slog.Logger) (*Catalog, error) {
 	if err := checkTables(dir); err != nil {
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
-	db, err := badger.Open(tuned(dir, log))
+	failure := newFailure()
+	db, err := badger.Open(tuned(dir, logger{log, failure}))
 	if err != nil {
 		if strings.Contains(err.Error(), "Cannot acquire directory lock") { // Badger has no value for it.
 			err = ErrLocked
 		}
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
-	c := &Catalog{db: db, space: space}
+	c := &Catalog{db: db, space: space, failure: failure}
 	if err := errors.Join(c.checkFormat(), space.take()); err != nil {
-		db.Close() // Nothing was written; the first error says more.
+		c.closeDB() // Nothing was written; the first error says more.
 		return nil, fmt.Errorf("open catalog %s: %w", dir, err)
 	}
 	return c, nil
@@ -122,9 +124,9 @@ func Open(dir string, log *slog.Logger) (*Catalog, error) {
 
 // tuned makes Badger small: its defaults are for gigabytes, a catalog has some
 // thousand records of some hundred bytes.
-func tuned(dir string, log *slog.Logger) badger.Options {
+func tuned(dir string, log logger) badger.Options {
 	return badger.DefaultOptions(dir).
-		WithLogger(logger{log}).
+		WithLogger(log).
 		WithSyncWrites(true).
 		WithMemTableSize(memTable).
 		WithNumMemtables(2).
@@ -181,15 +183,15 @@ func (c *Catalog) Settle() error {
 }
 
 // Close makes everything durable and gives up the lock. On a full disk that is
-// ErrFull, and the lock is held until the process ends: nothing is lost, and
-// the next Open goes on from the log.
+// ErrFull, on one that fails ErrReadOnly, and the lock is held until the process
+// ends: nothing is lost, and the next Open goes on from the log.
 func (c *Catalog) Close() error {
 	if c.db.IsClosed() {
 		return nil
 	}
 	err := c.space.release()
 	if err == nil {
-		err = c.db.Close()
+		err = c.closeDB()
 	}
 	if err != nil {
 		return fmt.Errorf("close catalog: %w", err)
@@ -202,6 +204,10 @@ func (c *Catalog) Close() error {
 // comes back when there is room to spare.
 func (c *Catalog) GiveRoom() error { return c.space.yield() }
 
+// Failure is why the catalog takes no changes until it is opened again, which is
+// ErrReadOnly; nil while it does.
+func (c *Catalog) Failure() error { return c.failure.err() }
+
 // View calls f with a transaction that reads one state and cannot write.
 func (c *Catalog) View(f func(*Tx) error) error {
 	return closedError(c.db.View(func(t *badger.Txn) error { return f(&Tx{txn: t}) }))
@@ -209,7 +215,9 @@ func (c *Catalog) View(f func(*Tx) error) error {
 
 // Update calls f with a transaction, and again if what it read was changed by
 // another before it could be committed. An error of f ends it and changes
-// nothing; so does a full disk, which is ErrFull. f does not call Update.
+// nothing; so does a full disk, which is ErrFull. A disk that fails is
+// ErrReadOnly: the change may be there or not when the catalog is opened again,
+// and until then there are no more. f does not call Update.
 func (c *Catalog) Update(f func(*Tx) error) error {
 	for range maxAttempts {
 		c.changes.RLock()
@@ -226,13 +234,25 @@ func (c *Catalog) Update(f func(*Tx) error) error {
 
 // update is one attempt of Update.
 func (c *Catalog) update(f func(*Tx) error) error {
-	return c.db.Update(func(t *badger.Txn) error {
+	if err := c.failure.err(); err != nil {
+		return err
+	}
+	ready := false
+	err := c.db.Update(func(t *badger.Txn) error {
 		tx := &Tx{txn: t, bytes: perEntry} // The commit is an entry too.
 		if err := f(tx); err != nil {
 			return err
 		}
+		ready = true
 		return c.space.room(tx.bytes)
 	})
+	switch {
+	case err == nil, !ready, errors.Is(err, ErrFull), errors.Is(err, badger.ErrConflict), errors.Is(err, badger.ErrTxnTooBig):
+		return err
+	case errors.Is(err, badger.ErrDBClosed) || errors.Is(err, badger.ErrBlockedWrites):
+		return badger.ErrDBClosed
+	}
+	return c.failure.because(err)
 }
 
 func closedError(err error) error {
@@ -287,9 +307,20 @@ func (tx *Tx) scan(prefix []byte, f func(key, value []byte, err error) bool) {
 
 // logger gives a slog.Logger the shape that Badger wants. Badger's news about
 // its own work is of interest only to who looks for a fault in it.
-type logger struct{ log *slog.Logger }
+type logger struct {
+	log     *slog.Logger
+	failure *failure
+}
 
-func (l logger) Errorf(format string, args ...any)   { l.log.Error(line(format, args)) }
+// Errorf also hears that a table could not be written, which Badger tells nobody
+// else.
+func (l logger) Errorf(format string, args ...any) {
+	l.log.Error(line(format, args))
+	if strings.Contains(format, "error flushing memtable") {
+		l.failure.because(errors.New(line(format, args)))
+	}
+}
+
 func (l logger) Warningf(format string, args ...any) { l.log.Warn(line(format, args)) }
 func (l logger) Infof(format string, args ...any)    { l.log.Debug(line(format, args)) }
 func (l logger) Debugf(format string, args ...any)   { l.log.Debug(line(format, args)) }

@@ -131,7 +131,9 @@ func (s *space) fill(free int64) {
 }
 
 // room returns ErrFull if a transaction of so many bytes cannot be written
-// safely.
+// safely. It looks at the disk each time, and its other errors are those of a
+// file system that has given up: XFS that shut itself down, where a write through
+// the map would be a bus error.
 func (s *space) room(bytes int64) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
