@@ -25,6 +25,25 @@ type RestoreOptions struct {
 	// included, and its size, if it is not nil; never by two goroutines at
 	// once.
 	Progress func(done, total int64)
+
+	// From is where an earlier Restore of the same backup had got to, to a
+	// destination that has kept everything up to there. It needs Blank.
+	From RestorePoint
+
+	// Checkpoint, if it is not nil, is told how far the restore got, whenever
+	// that is further; an error ends it. What the point stands for has been
+	// written, and not flushed. The restore goes on meanwhile; it is never
+	// called by two goroutines at once.
+	Checkpoint func(RestorePoint) error
+}
+
+// A RestorePoint says how far a restore got. It is plain data, for the caller
+// to keep.
+type RestorePoint struct {
+	Part   int   // parts of restoreRows rows that are done
+	Groups int   // of the next part: groups of frames that are done, from the first on
+	Of     int   // how many those are in all; another number: the part begins anew
+	Bytes  int64 // of the volume, that are dealt with
 }
 
 const (
@@ -54,16 +73,26 @@ type restore struct {
 	dst     Writer
 	options RestoreOptions
 
-	mu   sync.Mutex
-	done int64 // bytes of the volume; under mu
+	mu    sync.Mutex
+	done  int64        // bytes of the volume; under mu
+	point RestorePoint // under mu
+
+	telling sync.Mutex // held by who calls Checkpoint
 }
 
 // run goes through the volume a few spans at a time, and through those in the
 // order of the packs: each range of a pack is then read once.
 func (s *restore) run(ctx context.Context) error {
-	s.progress(0)
-	next := int64(0) // blocks before it are written
 	rows := s.root.spans.rows
+	from := s.options.From
+	next := int64(0) // blocks before it are written
+	if skip := from.Part * restoreRows; skip > 0 && skip <= len(rows) && s.options.Blank {
+		next = rows[skip-1].first + rows[skip-1].blocks
+		rows = rows[skip:]
+		s.point = RestorePoint{Part: from.Part, Bytes: next * layers.BlockSize}
+		s.done = s.point.Bytes
+	}
+	s.progress(0)
 	for len(rows) > 0 {
 		part := rows[:min(len(rows), restoreRows)]
 		rows = rows[len(part):]
@@ -75,6 +104,15 @@ func (s *restore) run(ctx context.Context) error {
 			return err
 		}
 		if err := s.data(ctx, leaves); err != nil {
+			return err
+		}
+		// The end of the part, so that who goes on from there counts as this does.
+		end := min(part[len(part)-1].first+part[len(part)-1].blocks, blocksOf(s.root.backup.Size))
+		if err := s.zero(ctx, next, end); err != nil {
+			return err
+		}
+		next = max(next, end)
+		if err := s.partDone(); err != nil {
 			return err
 		}
 	}
@@ -128,13 +166,19 @@ func (s *restore) zero(ctx context.Context, first, end int64) error {
 
 // data fetches the frames of the leaves and writes what is needed of them.
 func (s *restore) data(ctx context.Context, leaves []*leaf) error {
+	all := groups(allWanted(leaves))
+	done := &prefix{finished: make([]bool, len(all)), sizes: make([]int64, len(all))}
+	for i := range all {
+		done.sizes[i] = all[i].needed()
+	}
+	s.skip(done)
 	g, ctx := errgroup.WithContext(ctx)
-	todo := make(chan group)
+	todo := make(chan int)
 	g.Go(func() error {
 		defer close(todo)
-		for _, group := range groups(allWanted(leaves)) {
+		for i := done.count; i < len(all); i++ {
 			select {
-			case todo <- group:
+			case todo <- i:
 			case <-ctx.Done():
 				return context.Cause(ctx)
 			}
@@ -145,11 +189,15 @@ func (s *restore) data(ctx context.Context, leaves []*leaf) error {
 		g.Go(func() error {
 			var buf []byte
 			plain := make([]byte, frameBytes)
-			for group := range todo {
+			for i := range todo {
+				group := &all[i]
 				if int64(cap(buf)) < group.length {
 					buf = make([]byte, max(group.length, groupMax))
 				}
-				if err := s.repo.fetch(ctx, &group, buf, plain, s.write); err != nil {
+				if err := s.repo.fetch(ctx, group, buf, plain, s.write); err != nil {
+					return err
+				}
+				if err := s.finish(done, i); err != nil {
 					return err
 				}
 			}
@@ -157,6 +205,79 @@ func (s *restore) data(ctx context.Context, leaves []*leaf) error {
 		})
 	}
 	return g.Wait()
+}
+
+// needed is how many bytes of the volume a group holds.
+func (g *group) needed() (n int64) {
+	for i := range g.frames {
+		for _, p := range g.frames[i].pieces {
+			n += int64(p.count)
+		}
+	}
+	return n * layers.BlockSize
+}
+
+// A prefix is how many of the groups of a part are done without a gap.
+type prefix struct {
+	finished []bool
+	sizes    []int64 // bytes of the volume, by group
+	count    int
+}
+
+// skip leaves out what an earlier restore did of the part, if this is where it
+// stopped.
+func (s *restore) skip(p *prefix) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.point.Groups, s.point.Of, s.point.Bytes = 0, len(p.sizes), s.done
+	from := s.options.From
+	if !s.options.Blank || from.Part != s.point.Part || from.Of != len(p.sizes) || from.Groups > from.Of {
+		return
+	}
+	for ; p.count < from.Groups; p.count++ {
+		s.add(p.sizes[p.count])
+	}
+	s.point.Groups, s.done = p.count, s.point.Bytes
+}
+
+// add moves the point on. The volume's last block may be cut. The caller holds
+// mu.
+func (s *restore) add(n int64) { s.point.Bytes = min(s.point.Bytes+n, s.root.backup.Size) }
+
+// finish says that a group is done.
+func (s *restore) finish(p *prefix, group int) error {
+	s.mu.Lock()
+	p.finished[group] = true
+	before := p.count
+	for ; p.count < len(p.finished) && p.finished[p.count]; p.count++ {
+		s.add(p.sizes[p.count])
+	}
+	further := p.count > before
+	s.point.Groups = p.count
+	s.mu.Unlock()
+	if !further {
+		return nil
+	}
+	return s.tell()
+}
+
+func (s *restore) partDone() error {
+	s.mu.Lock()
+	s.point = RestorePoint{Part: s.point.Part + 1, Bytes: s.done}
+	s.mu.Unlock()
+	return s.tell()
+}
+
+// tell calls Checkpoint, unless somebody else does: it will be told again.
+func (s *restore) tell() error {
+	if s.options.Checkpoint == nil || !s.telling.TryLock() {
+		return nil
+	}
+	defer s.telling.Unlock()
+	s.mu.Lock()
+	point := s.point
+	s.mu.Unlock()
+	return s.options.Checkpoint(point)
 }
 
 // allWanted lists every frame of the leaves.
