@@ -75,14 +75,15 @@ type Agent struct {
 	catalog *catalog.Catalog
 	started time.Time
 
-	ctx        context.Context // of the operations; ended by Close
-	stop       context.CancelCauseFunc
-	work       sync.WaitGroup // running operations
-	moving     chan struct{}  // a place for each operation that moves data
-	insistence insistence     // how operations wait for a target that is away
-	room       roomWatch
-	copy       catalogCopy
-	closing    sync.Once
+	ctx          context.Context // of the operations; ended by Close
+	stop         context.CancelCauseFunc
+	work         sync.WaitGroup // running operations
+	moving       chan struct{}  // a place for each operation that moves data
+	insistence   insistence     // how operations wait for a target that is away
+	restoreEvery int64          // bytes from one checkpoint of a restore to the next
+	room         roomWatch
+	copy         catalogCopy
+	closing      sync.Once
 
 	attaching sync.Mutex // one device comes or goes at a time
 
@@ -160,18 +161,19 @@ func catalogDir(state string) string { return filepath.Join(state, "catalog") }
 // newAgent returns an agent that has nothing open but the catalog.
 func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catalog) *Agent {
 	a := &Agent{
-		config:     c,
-		log:        c.Log,
-		lock:       lock,
-		catalog:    cat,
-		started:    time.Now(),
-		moving:     make(chan struct{}, maxMoving),
-		insistence: usualInsistence,
-		volumes:    map[layers.ID]*volume{},
-		devices:    map[layers.ID]*attached{},
-		targets:    map[layers.ID]*target{},
-		running:    map[layers.ID]*operation{},
-		restores:   map[layers.ID]int{},
+		config:       c,
+		log:          c.Log,
+		lock:         lock,
+		catalog:      cat,
+		started:      time.Now(),
+		moving:       make(chan struct{}, maxMoving),
+		insistence:   usualInsistence,
+		restoreEvery: restoreEvery,
+		volumes:      map[layers.ID]*volume{},
+		devices:      map[layers.ID]*attached{},
+		targets:      map[layers.ID]*target{},
+		running:      map[layers.ID]*operation{},
+		restores:     map[layers.ID]int{},
 	}
 	a.copy.changed = make(chan struct{}, 1)
 	a.ctx, a.stop = context.WithCancelCause(context.WithoutCancel(ctx))

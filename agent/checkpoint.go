@@ -34,6 +34,8 @@ func (a *Agent) resumed(kind string) func(op catalog.Operation, state []byte) (j
 		return a.resumeVerification
 	case kindBackup:
 		return a.resumeBackup
+	case kindRestore:
+		return a.resumeRestore
 	case kindClean:
 		return a.resumeCleaning
 	}

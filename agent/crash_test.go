@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"os"
+	"slices"
 	"testing"
 	"time"
 
@@ -106,50 +108,97 @@ func nothingLeft(t *testing.T, a *Agent) {
 	}
 }
 
-// The same for a restore: what it was filling is in error, the backup is
-// available.
+// The same for a restore, into a new volume and over an existing larger one:
+// they go on. B14, B15
 func TestDaemonDiesDuringARestore(t *testing.T) {
+	const size = 4 * mib
 	w := newWorld(t)
 	dir := t.TempDir()
 	a := w.start(dir)
 	addTarget(t, a, "t1")
-	createVolume(t, a, "v", mib)
-	write(t, a, "v", 1, 0, mib)
+	createVolume(t, a, "v", size)
+	for at := int64(0); at < size; at += 2 * mib { // with holes
+		write(t, a, "v", uint64(at), at, mib)
+	}
+	want := content(t, a, "v")
 	backUp(t, a, NewBackup{Volume: "v", Name: "b"})
-	createVolume(t, a, "old", mib)
-	g := w.store(url("t1")).shut("get")
-	fresh, op1, err := a.RestoreBackup(t.Context(), "b", RestoreRequest{})
-	if err != nil {
-		t.Fatal(err)
+	createVolume(t, a, "old", 2*size)
+	write(t, a, "old", 9, 0, 2*size)
+	for get := 1; ; get++ {
+		died := copyState(t, dir)
+		a := w.start(died)
+		a.restoreEvery = 1
+		s := w.store(url("t1"))
+		fresh, op1, op2 := restoreBoth(t, a, s.waitAt("get", get))
+		if fresh.IsZero() {
+			if get < 5 {
+				t.Errorf("two restores make %d reads", get-1)
+			}
+			a.Close()
+			return
+		}
+		for fault := range 2 { // A second fault does not lose it.
+			a.Close()
+			s.on(nil)
+			if fault == 0 {
+				s.waitAt("get", 1)
+			}
+			a = w.start(died)
+			if got := statusOf(t, a, "old"); got != catalog.RestoringBackup && got != catalog.Available {
+				t.Errorf("get %d: the existing volume goes on as %s", get, got)
+			}
+			if got := statusOf(t, a, fresh.String()); got != catalog.RestoringBackup && got != catalog.Available {
+				t.Errorf("get %d: the new volume goes on as %s", get, got)
+			}
+		}
+		for _, op := range []catalog.Operation{op1, op2} {
+			if last := finish(t, a, op); last.State != catalog.Succeeded {
+				t.Errorf("get %d: %s: %s", get, last.State, last.Error)
+			}
+		}
+		v := must(a.Volume(t.Context(), fresh.String()))(t)
+		if v.Name != "v" || v.Status != catalog.Available || v.PreviousStatus != "" {
+			t.Errorf("the new volume is %+v", v.Volume)
+		}
+		if v := must(a.Volume(t.Context(), "old"))(t); v.Status != catalog.Available || v.PreviousStatus != "" || v.Reason != "" {
+			t.Errorf("the existing volume is %+v", v.Volume)
+		}
+		if got := must(a.Backup(t.Context(), "b"))(t).Status; got != catalog.Available {
+			t.Errorf("the backup is %s, want available", got)
+		}
+		same(t, "new volume", content(t, a, fresh.String()), want)
+		same(t, "existing volume", content(t, a, "old"), append(slices.Clone(want), make([]byte, size)...))
+		nothingLeft(t, a)
+		a.Close()
 	}
-	_, op2, err := a.RestoreBackup(t.Context(), "b", RestoreRequest{Volume: "old", Force: true})
-	if err != nil {
-		t.Fatal(err)
-	}
-	g.await(t)
-	died := copyState(t, dir)
-	close(g.opened)
-	finish(t, a, op1)
-	finish(t, a, op2)
-	a.Close()
+}
 
-	a = w.start(died)
-	if got := statusOf(t, a, fresh.ID.String()); got != catalog.Error {
-		t.Errorf("the new volume is %s, want error", got)
+// restoreBoth restores b into a new volume and over "old". If both end before
+// reached is closed, it returns no volume.
+func restoreBoth(t *testing.T, a *Agent, reached <-chan struct{}) (fresh layers.ID, op1, op2 catalog.Operation) {
+	t.Helper()
+	v, op1, err := a.RestoreBackup(t.Context(), "b", RestoreRequest{})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got := statusOf(t, a, "old"); got != catalog.ErrorRestoring {
-		t.Errorf("the existing volume is %s, want error_restoring", got)
+	_, op2, err = a.RestoreBackup(t.Context(), "b", RestoreRequest{Volume: "old", Force: true})
+	if err != nil {
+		t.Fatal(err)
 	}
-	if got := must(a.Backup(t.Context(), "b"))(t).Status; got != catalog.Available {
-		t.Errorf("the backup is %s, want available", got)
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		for _, op := range []catalog.Operation{op1, op2} {
+			for range a.WatchOperation(context.WithoutCancel(t.Context()), op.ID) {
+			}
+		}
+	}()
+	select {
+	case <-reached:
+		return v.ID, op1, op2
+	case <-ended:
+		return layers.ID{}, op1, op2
 	}
-	_, err = a.OpenExport(t.Context(), "old")
-	wantError(t, err, Conflict, "error_restoring")
-	if err := a.DeleteVolume(t.Context(), fresh.ID.String()); err != nil {
-		t.Error(err)
-	}
-	v := restore(t, a, "b", RestoreRequest{Volume: "old", Force: true})
-	same(t, "restored again", content(t, a, v.ID.String()), pattern(1, mib))
 }
 
 // Whatever the catalog says was under way is brought to its end.

@@ -155,7 +155,7 @@ func (a *Agent) endAll(tx *catalog.Tx, e ending) error {
 		errs = append(errs, catalog.Backups.Put(tx, b))
 	}
 	for _, v := range all(a, tx, catalog.Volumes) {
-		if !e.goesOn[v.ID] && endVolume(&v) {
+		if !e.goesOn[v.ID] && endVolume(&v, e.why[v.ID]) {
 			v.Updated = e.now
 			errs = append(errs, catalog.Volumes.Put(tx, v))
 		}
@@ -164,8 +164,9 @@ func (a *Agent) endAll(tx *catalog.Tx, e ending) error {
 }
 
 // endVolume gives a volume the status that it has without a daemon, and
-// reports whether that is another one.
-func endVolume(v *catalog.Volume) bool {
+// reports whether that is another one. why, if not empty, is the reason of a
+// restore's end.
+func endVolume(v *catalog.Volume, why string) bool {
 	was := v.Status
 	if v.Status == catalog.BackingUp {
 		v.Status, v.PreviousStatus = v.PreviousStatus, ""
@@ -177,7 +178,7 @@ func endVolume(v *catalog.Volume) bool {
 	case catalog.InUse:
 		v.Status = catalog.Available
 	case catalog.RestoringBackup:
-		v.Status, v.Reason = catalog.ErrorRestoring, halfRestored(errStopped)
+		v.Status, v.Reason = catalog.ErrorRestoring, halfRestored(cmp.Or(why, stoppedReason))
 		if v.PreviousStatus == "" {
 			v.Status = catalog.Error
 		}

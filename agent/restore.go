@@ -3,7 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
-	"fmt"
+	"io/fs"
 	"time"
 
 	"varve/agent/repo"
@@ -30,13 +30,27 @@ type restoration struct {
 	backup  catalog.Backup
 	target  catalog.Target
 	volume  *volume
-	record  catalog.Volume // of the volume, as it is while the restore runs
-	fresh   bool           // the volume is new
-	touched bool           // the volume's old content is lost
-	name    string         // what a new volume is named after
-	reading bool           // counted as a reader of the backup
+	record  catalog.Volume   // of the volume, as it is while the restore runs
+	state   restorationState // as it was recorded last
+	reading bool             // counted as a reader of the backup
 	release []func()
 }
+
+// A restorationState is what a restore needs to go on under the next daemon,
+// beside the records.
+type restorationState struct {
+	Backup  layers.ID
+	Fresh   bool              // the volume is new
+	Name    string            // what a new volume is named after
+	Touched bool              // the volume's old content is lost
+	Blank   bool              // the volume reads as zeros but for what was restored
+	Point   repo.RestorePoint // what comes before it is restored, durably
+}
+
+// restoreEvery is how many bytes of the volume are restored from one
+// checkpoint to the next: what a crash costs, and how seldom the volume is
+// flushed.
+const restoreEvery = 512 << 20
 
 // RestoreBackup begins to restore a backup, to a new volume or onto an existing
 // one, and returns at once. The operation's subject is the volume.
@@ -45,7 +59,7 @@ func (a *Agent) RestoreBackup(ctx context.Context, ref string, r RestoreRequest)
 	if err != nil {
 		return catalog.Volume{}, catalog.Operation{}, err
 	}
-	s := &restoration{a: a, backup: b.Backup, target: t, release: []func(){release}}
+	s := &restoration{a: a, backup: b.Backup, target: t, state: restorationState{Backup: b.ID}, release: []func(){release}}
 	if r.Volume == "" {
 		err = s.intoNew(r)
 	} else {
@@ -57,14 +71,7 @@ func (a *Agent) RestoreBackup(ctx context.Context, ref string, r RestoreRequest)
 	}
 	a.readBackup(b.ID, 1)
 	s.reading = true
-	op, err := a.start(job{
-		kind:    kindRestore,
-		subject: s.volume.id,
-		begin:   s.begin,
-		work:    s.work,
-		settle:  s.settle,
-		release: s.giveBack,
-	})
+	op, err := a.start(s.job())
 	if err != nil {
 		s.abandon()
 		return catalog.Volume{}, catalog.Operation{}, err
@@ -72,18 +79,30 @@ func (a *Agent) RestoreBackup(ctx context.Context, ref string, r RestoreRequest)
 	return s.record, op, nil
 }
 
+func (s *restoration) job() job {
+	return job{
+		kind:    kindRestore,
+		subject: s.volume.id,
+		state:   s.state,
+		begin:   s.begin,
+		work:    s.work,
+		settle:  s.settle,
+		release: s.giveBack,
+	}
+}
+
 // abandon forgets a new volume that was not recorded.
 func (s *restoration) abandon() {
-	if s.fresh {
+	if s.state.Fresh {
 		s.a.dropVolume(s.volume.id)
 	}
 }
 
 // intoNew prepares a new volume. Its folder is made by the operation.
 func (s *restoration) intoNew(r RestoreRequest) error {
-	s.name = r.Name
+	s.state.Name = r.Name
 	if r.Name == "" {
-		s.name = s.backup.VolumeName
+		s.state.Name = s.backup.VolumeName
 	} else if err := checkName("volume", r.Name); err != nil {
 		return err
 	}
@@ -91,7 +110,7 @@ func (s *restoration) intoNew(r RestoreRequest) error {
 		return fail(Corrupt, "backup %s: %w", s.backup.ID, err)
 	}
 	now := time.Now().UTC()
-	s.fresh = true
+	s.state.Fresh = true
 	s.record = catalog.Volume{
 		ID: layers.NewID(), Name: "restore_backup_" + s.backup.ID.String(), Description: restoredDescription,
 		Size: s.backup.Size, Status: catalog.RestoringBackup, Type: "default", Created: now, Updated: now,
@@ -145,7 +164,7 @@ func (s *restoration) giveBack() {
 
 // begin records the states of the volume and the backup.
 func (s *restoration) begin(tx *catalog.Tx) error {
-	if s.fresh {
+	if s.state.Fresh {
 		if err := s.a.admit(tx, demand{catalog.VolumeCount, 1}, demand{catalog.VolumeGigabytes, gigabytes(s.record.Size)}); err != nil {
 			return err
 		}
@@ -168,10 +187,15 @@ func (s *restoration) begin(tx *catalog.Tx) error {
 	return errors.Join(catalog.Volumes.Put(tx, s.record), catalog.Backups.Put(tx, b))
 }
 
-// work fills the volume. An existing one is emptied first, so that everything
-// that the backup does not write reads as zeros.
+// work fills the volume.
 func (s *restoration) work(ctx context.Context, op *operation) error {
 	defer s.finish()
+	return s.a.insist(ctx, op, s.target, func() error { return s.fill(ctx, op) })
+}
+
+// fill goes on from the last checkpoint. It opens the target first: a restore
+// that never got there has not touched the volume.
+func (s *restoration) fill(ctx context.Context, op *operation) error {
 	leave, err := s.a.place(ctx)
 	if err != nil {
 		return err
@@ -186,13 +210,14 @@ func (s *restoration) work(ctx context.Context, op *operation) error {
 	if err != nil {
 		return dataError("make the volume", err)
 	}
-	s.touched = true
-	if !s.fresh {
-		if err := data.WriteZeroes(0, data.Size()); err != nil {
-			return dataError("empty the volume", err)
-		}
+	if err := s.empty(op, data); err != nil {
+		return err
 	}
-	if err := r.Restore(ctx, s.backup.ID, data, repo.RestoreOptions{Blank: true, Progress: op.progress}); err != nil {
+	err = r.Restore(ctx, s.backup.ID, data, repo.RestoreOptions{
+		Blank: true, Progress: op.progress, From: s.state.Point,
+		Checkpoint: func(p repo.RestorePoint) error { return s.reached(op, data, p) },
+	})
+	if err != nil {
 		return targetError(s.target, "restore backup "+s.backup.ID.String()+" from", err)
 	}
 	if err := data.Flush(); err != nil {
@@ -201,17 +226,64 @@ func (s *restoration) work(ctx context.Context, op *operation) error {
 	return nil
 }
 
+// empty makes an existing volume read as zeros, so that everything that the
+// backup does not write does: it may be larger. Behaviour B14.
+func (s *restoration) empty(op *operation, data *layers.Volume) error {
+	if s.state.Blank {
+		return nil
+	}
+	if err := s.keep(op, func(state *restorationState) { state.Touched = true }); err != nil {
+		return err
+	}
+	if !s.state.Fresh {
+		if err := data.WriteZeroes(0, data.Size()); err != nil {
+			return dataError("empty the volume", err)
+		}
+		if err := data.Flush(); err != nil {
+			return dataError("empty the volume", err)
+		}
+	}
+	return s.keep(op, func(state *restorationState) { state.Blank = true })
+}
+
+// reached makes what is restored durable now and then, and records it.
+func (s *restoration) reached(op *operation, data *layers.Volume, p repo.RestorePoint) error {
+	if p.Bytes-s.state.Point.Bytes < s.a.restoreEvery {
+		return nil
+	}
+	if err := data.Flush(); err != nil {
+		return dataError("write the volume", err)
+	}
+	return s.keep(op, func(state *restorationState) { state.Point = p })
+}
+
+// keep records a change of the state.
+func (s *restoration) keep(op *operation, f func(*restorationState)) error {
+	next := s.state
+	f(&next)
+	if err := s.a.checkpoint(op, next); err != nil {
+		return err
+	}
+	s.state = next
+	return nil
+}
+
 // open returns the volume's data; a new volume's folder is made.
 func (s *restoration) open() (*layers.Volume, error) {
 	a, v := s.a, s.volume
-	if !s.fresh {
-		v.chain.Lock() // What began before the claim ends first.
-		defer v.chain.Unlock()
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		return v.data, v.err
+	v.chain.Lock() // What began before the claim ends first.
+	defer v.chain.Unlock()
+	a.mu.Lock()
+	data, err := v.data, v.err
+	a.mu.Unlock()
+	if !s.state.Fresh || data != nil {
+		return data, err
 	}
-	data, err := layers.Create(a.volumeDir(v.id), v.id, s.record.Size, a.volumeOptions())
+	// A crash may have left a part of the folder.
+	if err := layers.Remove(a.volumeDir(v.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, err
+	}
+	data, err = layers.Create(a.volumeDir(v.id), v.id, s.record.Size, a.volumeOptions())
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	v.data, v.err = data, err
@@ -224,17 +296,17 @@ func (s *restoration) settle(tx *catalog.Tx, err error) error {
 		previous := v.PreviousStatus
 		v.Updated, v.PreviousStatus = time.Now().UTC(), ""
 		switch {
-		case err != nil && !s.fresh && !s.touched:
+		case err != nil && !s.state.Fresh && !s.state.Touched:
 			v.Status = previous
 		case err == nil:
 			v.Status, v.Reason = s.a.useOf(s.volume), ""
-			if s.fresh && checkName("volume", s.name) == nil {
-				v.Name = s.name
+			if s.state.Fresh && checkName("volume", s.state.Name) == nil {
+				v.Name = s.state.Name
 			}
-		case s.fresh || errors.Is(err, errCanceled):
-			v.Status, v.Reason = catalog.Error, halfRestored(err)
+		case s.state.Fresh || errors.Is(err, errCanceled):
+			v.Status, v.Reason = catalog.Error, halfRestored(err.Error())
 		default:
-			v.Status, v.Reason = catalog.ErrorRestoring, halfRestored(err)
+			v.Status, v.Reason = catalog.ErrorRestoring, halfRestored(err.Error())
 		}
 	})
 	backupErr := change(tx, catalog.Backups, s.backup.ID, func(b *catalog.Backup) {
@@ -246,8 +318,8 @@ func (s *restoration) settle(tx *catalog.Tx, err error) error {
 }
 
 // halfRestored is the reason of a volume that a restore did not finish.
-func halfRestored(err error) string {
-	return shorten(fmt.Sprintf("its content is incomplete, the restore ended early: %v", err))
+func halfRestored(why string) string {
+	return shorten("its content is incomplete, the restore ended early: " + why)
 }
 
 // finish ends the use of the backup, and says of a new volume that was never
