@@ -101,7 +101,7 @@ func startWithTarget(t testing.TB) (*world, *Agent) {
 
 func addTarget(t testing.TB, a *Agent, name string) catalog.Target {
 	t.Helper()
-	return must(a.AddTarget(t.Context(), NewTarget{Name: name, URL: url(name), NoEncryption: true}))(t)
+	return must(a.AddTarget(t.Context(), NewTarget{Name: name, URL: url(name), NoEncryption: true}))(t).Target
 }
 
 func url(target string) string { return "swift://" + target }

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 
+	"varve/agent/repo"
 	"varve/layers"
 )
 
@@ -15,6 +16,8 @@ import (
 // only the owner of the state folder can read, as JSON.
 type secrets struct {
 	Passphrase string            `json:"passphrase,omitempty"`
+	KeyFile    []byte            `json:"key_file,omitempty"` // its content
+	Slot       string            `json:"slot,omitempty"`     // ID of the key slot that these open
 	Env        map[string]string `json:"env,omitempty"`
 }
 
@@ -27,6 +30,12 @@ func removeHalfSecrets(state string) {
 	for _, name := range names {
 		os.Remove(name)
 	}
+}
+
+// key is what opens the target's repository.
+func (s secrets) key() repo.Key {
+	slot, _ := layers.ParseID(s.Slot) // Without it all are tried.
+	return repo.Key{Passphrase: s.Passphrase, KeyFile: string(s.KeyFile), Slot: slot}
 }
 
 func (a *Agent) secretsPath(target layers.ID) string {

@@ -26,15 +26,23 @@ const (
 // maxRequests is how many requests to one target are under way at once.
 const maxRequests = 16
 
-// NewTarget says what target to add. Exactly one of Passphrase and
+// NewTarget says what target to add. Exactly one of Passphrase, KeyFile and
 // NoEncryption is set.
 type NewTarget struct {
 	Name         string
 	URL          string // scheme://…, without credentials
-	Passphrase   string
+	Passphrase   string // or a recovery key
+	KeyFile      []byte // its content
 	NoEncryption bool
 	Env          map[string]string // the target's credentials, by the names of the usual environment
 	Settings     TargetSettings
+}
+
+// An AddedTarget is a target that was just added. If its repository was made,
+// encrypted, RecoveryKey opens it too; it is kept nowhere and told this once.
+type AddedTarget struct {
+	catalog.Target
+	RecoveryKey string
 }
 
 // A target is what the agent has in memory of a target.
@@ -62,33 +70,34 @@ func newTarget(record catalog.Target) *target {
 
 // AddTarget opens the repository at the URL, or creates it if the place is
 // empty, reads its list of backups and remembers it.
-func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (catalog.Target, error) {
+func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (AddedTarget, error) {
 	record, err := a.checkTarget(n)
 	if err != nil {
-		return catalog.Target{}, err
+		return AddedTarget{}, err
 	}
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
 	store, err := a.config.CreateStore(ctx, placeOf(record, n.Env))
 	if err != nil {
-		return catalog.Target{}, targetError(record, "open", err)
+		return AddedTarget{}, targetError(record, "open", err)
 	}
 	t := newTarget(record)
 	t.store.Replace(store)
-	r, err := openOrInit(ctx, a.patient(t, n.Name), n)
+	r, recovery, err := openOrInit(ctx, a.patient(t, n.Name), n)
 	if err != nil {
-		return catalog.Target{}, targetError(record, "open", err)
+		return AddedTarget{}, targetError(record, "open", err)
 	}
 	record.Encrypted, record.RepositoryID = r.Encrypted(), r.ID()
 	if err := a.rememberTarget(ctx, record, r, n); err != nil {
 		r.Close() // Nothing was written; the first error says more.
-		return catalog.Target{}, err
+		return AddedTarget{}, err
 	}
 	t.repo = r
 	a.mu.Lock()
 	a.targets[record.ID] = t
 	a.mu.Unlock()
-	return a.Target(ctx, record.ID.String())
+	record, err = a.Target(ctx, record.ID.String())
+	return AddedTarget{record, recovery}, err
 }
 
 // checkTarget refuses what cannot be a target before anything is touched.
@@ -100,35 +109,61 @@ func (a *Agent) checkTarget(n NewTarget) (catalog.Target, error) {
 	if err != nil {
 		return catalog.Target{}, fail(Invalid, "%w", err)
 	}
-	if n.NoEncryption == (n.Passphrase != "") {
-		return catalog.Target{}, fail(Invalid, "target %s needs either a passphrase or the explicit wish for no encryption", n.Name)
+	if n.NoEncryption == (n.Passphrase != "" || len(n.KeyFile) > 0) {
+		return catalog.Target{}, fail(Invalid, "target %s needs either a passphrase or key file, or the explicit wish for no encryption", n.Name)
+	}
+	if n.Passphrase != "" && len(n.KeyFile) > 0 {
+		return catalog.Target{}, fail(Invalid, "target %s: a passphrase and a key file were given: give one of them, the other can be added with target key add", n.Name)
 	}
 	record := catalog.Target{ID: layers.NewID(), Name: n.Name, URL: u.String(), Created: time.Now().UTC()}
-	return record, errors.Join(checkCredentials(n.Name, n.Env), n.Settings.apply(&record))
+	if err := errors.Join(checkCredentials(n.Name, n.Env), n.Settings.apply(&record)); err != nil {
+		return catalog.Target{}, err
+	}
+	return record, a.view(func(tx *catalog.Tx) error { return a.targetIsNew(tx, record) })
 }
 
-// openOrInit opens the repository in the store or, if there is none, makes it.
-func openOrInit(ctx context.Context, store object.Store, n NewTarget) (*repo.Repo, error) {
-	r, err := repo.Open(ctx, store, repo.Key{Passphrase: n.Passphrase})
-	if errors.Is(err, repo.ErrNoRepository) {
-		return repo.Init(ctx, store, repo.Key{Passphrase: n.Passphrase}, repo.Params{NoEncryption: n.NoEncryption, Label: n.Name})
+// targetIsNew refuses a target whose name or repository there is already.
+func (a *Agent) targetIsNew(tx *catalog.Tx, record catalog.Target) error {
+	for _, t := range all(a, tx, catalog.Targets) {
+		switch {
+		case t.RepositoryID == record.RepositoryID:
+			return fail(Conflict, "the repository there is target %s (%s) already: use that, or remove it first", t.Name, t.ID)
+		case t.Name == record.Name:
+			return fail(Conflict, "there is a target %s already (%s): choose another name", t.Name, t.ID)
+		}
 	}
-	return r, err
+	return nil
+}
+
+// openOrInit opens the repository in the store or, if there is none, makes it
+// and returns its recovery key.
+func openOrInit(ctx context.Context, store object.Store, n NewTarget) (r *repo.Repo, recovery string, err error) {
+	key := repo.Key{Passphrase: n.Passphrase, KeyFile: string(n.KeyFile)}
+	r, err = repo.Open(ctx, store, key)
+	if !errors.Is(err, repo.ErrNoRepository) {
+		return r, "", err
+	}
+	p := repo.Params{NoEncryption: n.NoEncryption, Label: n.Name}
+	if !p.NoEncryption {
+		p.Recovery = repo.NewRecoveryKey()
+		recovery = p.Recovery.String()
+	}
+	r, err = repo.Init(ctx, store, key, p)
+	return r, recovery, err
 }
 
 // rememberTarget keeps the secrets, then the record, then the list of backups.
 func (a *Agent) rememberTarget(ctx context.Context, record catalog.Target, r *repo.Repo, n NewTarget) error {
-	if err := a.writeSecrets(record.ID, secrets{n.Passphrase, n.Env}); err != nil {
+	secret := secrets{Passphrase: n.Passphrase, KeyFile: n.KeyFile, Env: n.Env}
+	if r.Encrypted() {
+		secret.Slot = r.Slot().String()
+	}
+	if err := a.writeSecrets(record.ID, secret); err != nil {
 		return fail(Unavailable, "keep the secrets of target %s: %w", record.Name, err)
 	}
 	err := a.update(func(tx *catalog.Tx) error {
-		for _, t := range all(a, tx, catalog.Targets) {
-			switch {
-			case t.RepositoryID == record.RepositoryID:
-				return fail(Conflict, "the repository there is target %s (%s) already: use that, or remove it first", t.Name, t.ID)
-			case t.Name == record.Name:
-				return fail(Conflict, "there is a target %s already (%s): choose another name", t.Name, t.ID)
-			}
+		if err := a.targetIsNew(tx, record); err != nil {
+			return err
 		}
 		return catalog.Targets.Put(tx, record)
 	})
@@ -275,18 +310,25 @@ func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*rep
 	if err != nil {
 		return nil, err
 	}
-	r, err = repo.Open(ctx, a.patient(t, record.Name), repo.Key{Passphrase: secret.Passphrase})
+	r, err = repo.Open(ctx, a.patient(t, record.Name), secret.key())
+	if errors.Is(err, repo.ErrKey) {
+		return nil, fmt.Errorf("%w; if it was rotated elsewhere, target key use %s tells the daemon the new one", err, record.Name)
+	}
 	if err != nil {
 		return nil, err
 	}
 	if r.ID() != record.RepositoryID {
 		r.Close() // Nothing was written.
-		return nil, fail(Conflict, "another repository is there now, %s instead of %s: remove the target and add it again", r.ID(), record.RepositoryID)
+		return nil, anotherRepository(r, record)
 	}
 	a.mu.Lock()
 	t.repo = r
 	a.mu.Unlock()
 	return r, nil
+}
+
+func anotherRepository(r *repo.Repo, t catalog.Target) error {
+	return fail(Conflict, "another repository is there now, %s instead of %s: remove the target and add it again", r.ID(), t.RepositoryID)
 }
 
 // openStore opens a target's store once.

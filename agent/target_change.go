@@ -116,7 +116,7 @@ func (a *Agent) changeWay(ctx context.Context, t *target, record catalog.Target,
 	if err != nil {
 		return err
 	}
-	r, err := repo.Open(ctx, object.Retry(t.gate.Store(store), a.retryPolicy(record.Name)), repo.Key{Passphrase: secret.Passphrase})
+	r, err := repo.Open(ctx, object.Retry(t.gate.Store(store), a.retryPolicy(record.Name)), secret.key())
 	if err != nil {
 		return err
 	}

@@ -155,6 +155,8 @@ func (s *Server) Handler() http.Handler {
 	s.addSnapshots(h)
 	s.addBackups(h)
 	s.addTargets(h)
+	s.addTargetKeys(h)
+	s.addDescription(h)
 	s.addOperations(h)
 	s.addAttachments(h)
 	s.addMounts(h)

@@ -180,11 +180,18 @@ func (c *Client) Target(ctx context.Context, name string) (Target, error) {
 	return out.Target, err
 }
 
-// AddTarget opens or creates the repository at the URL and remembers it.
-func (c *Client) AddTarget(ctx context.Context, n NewTarget) (Target, error) {
-	var out targetBody
-	err := c.do(ctx, http.MethodPost, path("targets"), newTargetBody{n}, &out)
-	return out.Target, err
+// DescribeTarget asks a target about itself.
+func (c *Client) DescribeTarget(ctx context.Context, name string) (TargetDescription, error) {
+	out, err := call[descriptionBody](ctx, c, http.MethodGet, "targets", "target", name, "description", nil)
+	return out.Description, err
+}
+
+// AddTarget opens or creates the repository at the URL and remembers it. It
+// returns the recovery key of one that was made, which is told this once.
+func (c *Client) AddTarget(ctx context.Context, n NewTarget) (t Target, recovery string, err error) {
+	var out addedTargetBody
+	err = c.do(ctx, http.MethodPost, path("targets"), newTargetBody{n}, &out)
+	return out.Target, orEmpty(out.RecoveryKey), err
 }
 
 // ChangeTarget changes how a target is used.

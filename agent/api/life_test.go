@@ -46,7 +46,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("snapshots: %+v, %v", all, err)
 	}
 
-	target, err := c.AddTarget(ctx, NewTarget{Name: "usb", URL: "file://" + filepath.Join(dir, "t"), Passphrase: "secret"})
+	target, _, err := c.AddTarget(ctx, NewTarget{Name: "usb", URL: "file://" + filepath.Join(dir, "t"), Passphrase: "secret"})
 	if err != nil || !target.Encrypted {
 		t.Fatalf("target: %+v, %v", target, err)
 	}

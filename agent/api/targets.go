@@ -17,6 +17,10 @@ type (
 	targetsBody struct {
 		Targets []Target `json:"targets"`
 	}
+	addedTargetBody struct {
+		Target      Target  `json:"target"`
+		RecoveryKey *string `json:"recovery_key,omitempty" doc:"opens the repository, if that was made now; told once and kept nowhere"`
+	}
 	newTargetBody struct {
 		Target NewTarget `json:"target"`
 	}
@@ -43,11 +47,20 @@ func (s *Server) addTargets(h huma.API) {
 		}
 		return &answer[targetsBody]{body}, nil
 	})
-	huma.Post(h, "/v1/targets", func(ctx context.Context, in *struct{ Body newTargetBody }) (*answer[targetBody], error) {
+	huma.Post(h, "/v1/targets", func(ctx context.Context, in *struct{ Body newTargetBody }) (*answer[addedTargetBody], error) {
 		n := in.Body.Target
-		return targetAnswer(s.config.Agent.AddTarget(ctx, agent.NewTarget{
-			Name: n.Name, URL: n.URL, Passphrase: n.Passphrase, NoEncryption: n.NoEncryption, Env: n.Credentials, Settings: targetSettings(n.TargetChange),
-		}))
+		added, err := s.config.Agent.AddTarget(ctx, agent.NewTarget{
+			Name: n.Name, URL: n.URL, Passphrase: n.Passphrase, KeyFile: n.KeyFile, NoEncryption: n.NoEncryption, Env: n.Credentials,
+			Settings: targetSettings(n.TargetChange),
+		})
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		body := addedTargetBody{Target: target(added.Target)}
+		if added.RecoveryKey != "" {
+			body.RecoveryKey = &added.RecoveryKey
+		}
+		return &answer[addedTargetBody]{body}, nil
 	}, created)
 	huma.Get(h, "/v1/targets/{target}", func(ctx context.Context, in *targetRef) (*answer[targetBody], error) {
 		return targetAnswer(s.config.Agent.Target(ctx, in.Target))
@@ -89,7 +102,7 @@ func targetAnswer(t catalog.Target, err error) (*answer[targetBody], error) {
 
 func target(t catalog.Target) Target {
 	return Target{
-		ID: t.ID.String(), Name: t.Name, URL: t.URL, Encrypted: t.Encrypted,
+		ID: t.ID.String(), RepositoryID: t.RepositoryID.String(), Name: t.Name, URL: t.URL, Encrypted: t.Encrypted,
 		CreatedAt: Time{t.Created}, SyncedAt: Time{t.Synced}, Verified: verified(t.Verified),
 		MaxUpload: t.MaxUpload, MaxDownload: t.MaxDownload, MaxRequests: t.MaxRequests, CAFile: optional(t.CAFile), Proxy: optional(t.Proxy),
 	}

@@ -261,12 +261,13 @@ type Restore struct {
 
 // A Target is a backup target.
 type Target struct {
-	ID        string `json:"id"`
-	Name      string `json:"name"`
-	URL       string `json:"url"`
-	Encrypted bool   `json:"encrypted"`
-	CreatedAt Time   `json:"created_at"`
-	SyncedAt  Time   `json:"synced_at" doc:"when its list of backups was last read"`
+	ID           string `json:"id"`
+	RepositoryID string `json:"repository_id"`
+	Name         string `json:"name"`
+	URL          string `json:"url"`
+	Encrypted    bool   `json:"encrypted"`
+	CreatedAt    Time   `json:"created_at"`
+	SyncedAt     Time   `json:"synced_at" doc:"when its list of backups was last read"`
 
 	MaxUpload   int64   `json:"max_upload" doc:"bytes a second; 0: no limit"`
 	MaxDownload int64   `json:"max_download" doc:"bytes a second; 0: no limit"`
@@ -296,12 +297,13 @@ type NewTargetVerify struct {
 	OlderThan int64  `json:"older_than,omitempty" minimum:"0" doc:"seconds: deep leaves out packs that were read since; 0: none"`
 }
 
-// NewTarget is a target to add. Its passphrase and credentials are kept in the
+// NewTarget is a target to add. Its key and credentials are kept in the
 // daemon's state folder and never shown again.
 type NewTarget struct {
 	Name         string `json:"name"`
 	URL          string `json:"url" doc:"file:///…, swift://… or s3://…, without credentials"`
-	Passphrase   string `json:"passphrase,omitempty" writeOnly:"true"`
+	Passphrase   string `json:"passphrase,omitempty" writeOnly:"true" doc:"or a recovery key"`
+	KeyFile      []byte `json:"key_file,omitempty" writeOnly:"true" doc:"content of a key file: 32 random bytes or more"`
 	NoEncryption bool   `json:"no_encryption,omitempty"`
 	TargetChange
 }

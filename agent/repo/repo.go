@@ -245,6 +245,40 @@ func (r *Repo) ID() layers.ID { return r.head.id }
 // Label is what Params said.
 func (r *Repo) Label() string { return r.head.label }
 
+// Slot is the key slot in use: a Key that names it opens with one request. It
+// is zero without encryption.
+func (r *Repo) Slot() layers.ID {
+	if s := r.opened.Load(); s != nil {
+		return s.id
+	}
+	return layers.ID{}
+}
+
+// A Description is what a repository's head says, for people.
+type Description struct {
+	ID          layers.ID
+	Label       string
+	Created     time.Time
+	Version     int    // of the format
+	Suite       string // how its content is sealed
+	Compression string
+}
+
+// Describe returns what was chosen when the repository was made.
+func (r *Repo) Describe() Description {
+	d := Description{
+		ID: r.head.id, Label: r.head.label, Created: r.head.created, Version: Version,
+		Suite: "AES-256-GCM, BLAKE3", Compression: "zstd, fastest",
+	}
+	if !r.Encrypted() {
+		d.Suite = "none, BLAKE3"
+	}
+	if r.head.level == levelDefault {
+		d.Compression = "zstd, default"
+	}
+	return d
+}
+
 // Encrypted reports whether the repository's content is encrypted.
 func (r *Repo) Encrypted() bool { return r.head.suite != suiteOpen }
 

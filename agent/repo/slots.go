@@ -291,6 +291,58 @@ func (r *Repo) Use(ctx context.Context, k Key) (Slot, error) {
 	return r.describeSlot(s), nil
 }
 
+// RotateSlot replaces the secret of a key slot: it makes a slot that k opens,
+// calls keep once that does, which keeps k where it is needed, and removes the
+// old slot. The zero ID means the slot in use, which the new one becomes. After
+// an error, or a crash, at least one of the two opens.
+func (r *Repo) RotateSlot(ctx context.Context, old layers.ID, k Key, label string, keep func(Slot) error) (Slot, error) {
+	s, err := r.rotateSlot(ctx, old, k, label, keep)
+	if err != nil {
+		return Slot{}, fmt.Errorf("rotate key slot: %w", err)
+	}
+	return s, nil
+}
+
+func (r *Repo) rotateSlot(ctx context.Context, old layers.ID, k Key, label string, keep func(Slot) error) (Slot, error) {
+	slots, err := r.Slots(ctx)
+	if err != nil {
+		return Slot{}, err
+	}
+	inUse := r.opened.Load()
+	if old.IsZero() {
+		old = inUse.id
+	}
+	at := slices.IndexFunc(slots, func(s Slot) bool { return s.ID == old })
+	if at < 0 {
+		return Slot{}, fmt.Errorf("%s: %w", old, fs.ErrNotExist)
+	}
+	if label == "" {
+		label = slots[at].Label
+	}
+	made, err := r.addSlot(ctx, k, label)
+	if err != nil {
+		return Slot{}, err
+	}
+	both := func(err error) error {
+		return fmt.Errorf("%w; the new slot %s is there beside the old one, %s", err, made.id, old)
+	}
+	k.Slot = made.id
+	if _, err := r.Use(ctx, k); err != nil {
+		return Slot{}, both(err)
+	}
+	if old != inUse.id {
+		r.opened.Store(inUse)
+	}
+	if err := keep(r.describeSlot(made)); err != nil {
+		r.opened.Store(inUse)
+		return Slot{}, both(err)
+	}
+	if err := r.RemoveSlot(ctx, old); err != nil {
+		return Slot{}, both(err)
+	}
+	return r.describeSlot(made), nil
+}
+
 // RemoveSlot removes a key slot: what opened it opens nothing any more. It is no
 // remedy for a master key that somebody has read already. The slot in use is
 // refused with ErrSlotNeeded, which also keeps the last one; one that is not

@@ -115,7 +115,7 @@ func TestAnySlotOpens(t *testing.T) {
 		}
 	}
 	mistyped := []byte(recovery.String())
-	mistyped[13] ^= 1
+	mistyped[13] = recoveryDigits[(strings.IndexByte(recoveryDigits, mistyped[13])+7)%32]
 	if err := opens(t, store, Key{Passphrase: string(mistyped)}); err == nil || !strings.Contains(err.Error(), "group 3") {
 		t.Errorf("open with a mistyped recovery key: %v", err)
 	}
@@ -225,19 +225,14 @@ func TestRotationCanStopAnywhere(t *testing.T) {
 			}
 			return nil
 		}
-		err = func() error {
-			s, err := r.AddSlot(t.Context(), Key{Passphrase: "new"}, "")
-			if err != nil {
-				return err
-			}
-			if _, err := r.Use(t.Context(), Key{Passphrase: "new", Slot: s.ID}); err != nil {
-				return err
-			}
-			if err := r.RemoveSlot(t.Context(), r.ID()); err != nil {
-				return err
-			}
-			return done
-		}()
+		kept := false
+		_, err = r.RotateSlot(t.Context(), layers.ID{}, Key{Passphrase: "new"}, "", func(s Slot) error {
+			kept = s.InUse && opens(t, store, Key{Passphrase: "new", Slot: s.ID}) == nil
+			return nil
+		})
+		if err == nil {
+			err = done
+		}
 		if !errors.Is(err, errStopped) && !errors.Is(err, done) {
 			t.Fatalf("after %d requests: %v", stop, err)
 		}
@@ -246,8 +241,8 @@ func TestRotationCanStopAnywhere(t *testing.T) {
 			t.Fatalf("after %d requests nothing opens: %v, %v", stop, withOld, withNew)
 		}
 		if err == done {
-			if withOld == nil || withNew != nil {
-				t.Errorf("after the rotation: old %v, new %v", withOld, withNew)
+			if withOld == nil || withNew != nil || !kept {
+				t.Errorf("after the rotation: old %v, new %v, kept %t", withOld, withNew, kept)
 			}
 			if stop < 6 {
 				t.Errorf("it took %d requests: too few to try", stop)
@@ -318,6 +313,43 @@ func TestForgedSlotsCannotExhaust(t *testing.T) {
 	}
 	if _, err := r.AddSlot(t.Context(), Key{Passphrase: "x"}, ""); !errors.Is(err, fs.ErrExist) {
 		t.Errorf("a slot more than there may be: %v", err)
+	}
+}
+
+func TestRotationOfAnotherSlot(t *testing.T) {
+	store := object.NewMem()
+	old := NewRecoveryKey()
+	r, err := Init(t.Context(), store, Key{Passphrase: secret}, Params{cost: cheap, Recovery: old})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	slots, err := r.Slots(t.Context())
+	if err != nil || slots[1].Kind != SlotRecovery {
+		t.Fatalf("%+v, %v", slots, err)
+	}
+	now := Key{Passphrase: NewRecoveryKey().String()}
+	keep := func(Slot) error { return nil }
+	s, err := r.RotateSlot(t.Context(), slots[1].ID, now, "safe", keep)
+	if err != nil || s.InUse || s.Kind != SlotRecovery || s.Label != "safe" {
+		t.Errorf("%+v, %v", s, err)
+	}
+	if err := opens(t, store, Key{Passphrase: old.String()}); !errors.Is(err, ErrKey) {
+		t.Errorf("open with the old recovery key: %v", err)
+	}
+	for _, k := range []Key{now, {Passphrase: secret}} {
+		if err := opens(t, store, k); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := r.RotateSlot(t.Context(), slots[1].ID, now, "", keep); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("rotate a slot that is gone: %v", err)
+	}
+	// A secret that cannot be kept leaves the old slot, in use.
+	failed := errors.New("disk on fire")
+	_, err = r.RotateSlot(t.Context(), layers.ID{}, Key{KeyFile: keyFile}, "", func(Slot) error { return failed })
+	if !errors.Is(err, failed) || r.Slot() != r.ID() || opens(t, store, Key{Passphrase: secret}) != nil {
+		t.Errorf("%v; in use %s", err, r.Slot())
 	}
 }
 

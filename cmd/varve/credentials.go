@@ -15,6 +15,7 @@ import (
 	"golang.org/x/term"
 
 	"varve/agent/object/swift"
+	"varve/agent/repo"
 )
 
 // maxSecretFile bounds the files that credentials and passphrases are read
@@ -183,20 +184,57 @@ func unquote(value string) (string, error) {
 	return value, nil
 }
 
-// A passphraseSource is where the passphrase of a target comes from. Never
-// from the command line, which every process of the machine can read.
-type passphraseSource struct {
-	ctx    context.Context
-	file   string              // of --passphrase-file
-	getenv func(string) string // VARVE_PASSPHRASE
-	stdin  *os.File            // asked if it is a terminal
-	stderr io.Writer
+// A secret is what opens a target: a passphrase, or the content of a key file.
+type secret struct {
+	passphrase string
+	keyFile    []byte
 }
 
-// read returns the passphrase: of the file, of VARVE_PASSPHRASE, or typed
-// without an echo, twice if it is a new one. A target that is not encrypted
-// needs none, so read is called only when one is needed.
-func (p passphraseSource) read(target string, isNew bool) (string, error) {
+// key is what opens a repository with the secret.
+func (s secret) key() repo.Key { return repo.Key{Passphrase: s.passphrase, KeyFile: string(s.keyFile)} }
+
+// A secretSource is where the secret of a target comes from. Never from the
+// command line, which every process of the machine can read.
+type secretSource struct {
+	ctx     context.Context
+	keyFile string // of --key-file
+	file    string // of --passphrase-file
+	flags   string // what comes before the flags' names: "", or "new-"
+	getenv  func(string) string
+	stdin   *os.File // asked if it is a terminal
+	stderr  io.Writer
+}
+
+// given reports whether there is a secret without asking for one.
+func (p secretSource) given() bool {
+	return p.keyFile != "" || p.file != "" || p.getenv(p.variable()) != ""
+}
+
+// read returns the key file if one is named, else the passphrase.
+func (p secretSource) read(target string, isNew bool) (s secret, err error) {
+	if p.keyFile == "" {
+		s.passphrase, err = p.passphrase(target, isNew)
+		return s, err
+	}
+	if p.file != "" {
+		return s, usagef("--%skey-file and --%spassphrase-file: give one of them", p.flags, p.flags)
+	}
+	s.keyFile, err = readSecretFile("key", p.keyFile, p.stderr)
+	if err == nil && len(s.keyFile) == 0 {
+		err = usagef("key file %s is empty", p.keyFile)
+	}
+	return s, err
+}
+
+// variable is the name of the environment's variable with the passphrase.
+func (p secretSource) variable() string {
+	return "VARVE_" + strings.ToUpper(strings.ReplaceAll(p.flags, "-", "_")) + "PASSPHRASE"
+}
+
+// passphrase returns that of the file, of VARVE_PASSPHRASE, or typed without an
+// echo, twice if it is a new one. A target that is not encrypted needs none, so
+// it is called only when one is needed.
+func (p secretSource) passphrase(target string, isNew bool) (string, error) {
 	if p.file != "" {
 		data, err := readSecretFile("passphrase", p.file, p.stderr)
 		if err != nil {
@@ -208,21 +246,26 @@ func (p passphraseSource) read(target string, isNew bool) (string, error) {
 		}
 		return secret, nil
 	}
-	if secret := p.getenv("VARVE_PASSPHRASE"); secret != "" {
+	if secret := p.getenv(p.variable()); secret != "" {
 		return secret, nil
 	}
 	if p.stdin == nil || !term.IsTerminal(int(p.stdin.Fd())) {
 		or := ""
-		if isNew {
+		if isNew && p.flags == "" {
 			or = "; or ask for --no-encryption"
 		}
-		return "", usagef("target %s needs a passphrase: give --passphrase-file FILE or set VARVE_PASSPHRASE%s", target, or)
+		return "", usagef("target %s needs a %spassphrase or key file: give --%spassphrase-file FILE or --%skey-file FILE, or set %s%s",
+			target, strings.ReplaceAll(p.flags, "-", " "), p.flags, p.flags, p.variable(), or)
 	}
 	return p.ask(target, isNew)
 }
 
-func (p passphraseSource) ask(target string, isNew bool) (string, error) {
-	secret, err := p.prompt(fmt.Sprintf("Passphrase of target %s: ", target))
+func (p secretSource) ask(target string, isNew bool) (string, error) {
+	what := "Passphrase"
+	if p.flags != "" {
+		what = "New passphrase"
+	}
+	secret, err := p.prompt(fmt.Sprintf("%s of target %s: ", what, target))
 	if err != nil {
 		return "", err
 	}
@@ -244,7 +287,7 @@ func (p passphraseSource) ask(target string, isNew bool) (string, error) {
 
 // prompt reads a line from the terminal without an echo. Ctrl-C, which ends
 // ctx, gives the terminal its echo back; the read itself ends with the process.
-func (p passphraseSource) prompt(text string) (string, error) {
+func (p secretSource) prompt(text string) (string, error) {
 	fd := int(p.stdin.Fd())
 	before, err := term.GetState(fd)
 	if err != nil {

@@ -69,7 +69,7 @@ func TestCredentialsOfATarget(t *testing.T) {
 	}
 }
 
-func TestPassphraseSources(t *testing.T) {
+func TestSecretSources(t *testing.T) {
 	dir := t.TempDir()
 	file, empty := filepath.Join(dir, "pass"), filepath.Join(dir, "empty")
 	if os.WriteFile(file, []byte("from the file\n"), 0o600) != nil || os.WriteFile(empty, []byte("\n"), 0o600) != nil {
@@ -79,18 +79,21 @@ func TestPassphraseSources(t *testing.T) {
 	none := func(string) string { return "" }
 	tests := []struct {
 		name       string
-		source     passphraseSource
+		source     secretSource
 		want, fail string
 	}{
-		{"file first", passphraseSource{file: file, getenv: env}, "from the file", ""},
-		{"environment", passphraseSource{getenv: env}, "from the environment", ""},
-		{"empty file", passphraseSource{file: empty, getenv: env}, "", "is empty"},
-		{"missing file", passphraseSource{file: file + "x", getenv: env}, "", "no such file"},
-		{"nothing, no terminal", passphraseSource{getenv: none}, "", "--passphrase-file"},
+		{"file first", secretSource{file: file, getenv: env}, "from the file", ""},
+		{"environment", secretSource{getenv: env}, "from the environment", ""},
+		{"empty file", secretSource{file: empty, getenv: env}, "", "is empty"},
+		{"missing file", secretSource{file: file + "x", getenv: env}, "", "no such file"},
+		{"nothing, no terminal", secretSource{getenv: none}, "", "--passphrase-file"},
+		{"key file first", secretSource{keyFile: file, getenv: env}, "from the file\n", ""},
+		{"both files", secretSource{keyFile: file, file: file, getenv: env}, "", "give one of them"},
+		{"large key file", secretSource{keyFile: "/dev/zero", getenv: env}, "", "larger than"},
 	}
 	for _, tt := range tests {
 		got, err := tt.source.read("t", true)
-		if got != tt.want || (err != nil) != (tt.fail != "") || err != nil && !strings.Contains(err.Error(), tt.fail) {
+		if got.passphrase+string(got.keyFile) != tt.want || (err != nil) != (tt.fail != "") || err != nil && !strings.Contains(err.Error(), tt.fail) {
 			t.Errorf("%s: %q, %v; want %q, %q", tt.name, got, err, tt.want, tt.fail)
 		}
 	}

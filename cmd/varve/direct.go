@@ -25,8 +25,8 @@ type bareTarget struct {
 	url string
 }
 
-// openDirect opens the repository at the URL. The passphrase is asked for only
-// if the repository is encrypted.
+// openDirect opens the repository at the URL. A passphrase or key file is asked
+// for only if the repository is encrypted.
 func (c *call) openDirect() (*bareTarget, error) {
 	at, err := absoluteURL(c.directURL())
 	if err != nil {
@@ -41,23 +41,32 @@ func (c *call) openDirect() (*bareTarget, error) {
 		return nil, err
 	}
 	store = object.Retry(object.Limit(store, storeCalls), object.Policy{})
-	r, err := repo.Open(c.ctx, store, repo.Key{})
-	if errors.Is(err, repo.ErrKey) {
-		var key repo.Key
-		if key.Passphrase, err = c.passphrases().read(at, false); err != nil {
-			return nil, err
-		}
-		r, err = repo.Open(c.ctx, store, key)
-	}
-	switch {
-	case errors.Is(err, repo.ErrKey):
-		return nil, fmt.Errorf("target %s: the passphrase is wrong: %w", at, err)
-	case errors.Is(err, repo.ErrNoRepository):
+	r, err := c.openRepository(store, at)
+	if errors.Is(err, repo.ErrNoRepository) {
 		return nil, fmt.Errorf("target %s: %w there; look at the URL, container and prefix included", at, err)
-	case err != nil:
+	}
+	if err != nil {
 		return nil, fmt.Errorf("target %s: %w", at, err)
 	}
 	return &bareTarget{Repo: r, url: at}, nil
+}
+
+// openRepository opens the repository in the store. A secret that was given is
+// used, so that a repository without encryption in the place of another is
+// refused; if none was, one is asked for only if it is needed.
+func (c *call) openRepository(store object.Store, at string) (*repo.Repo, error) {
+	source := c.secrets()
+	if !source.given() {
+		r, err := repo.Open(c.ctx, store, repo.Key{})
+		if !errors.Is(err, repo.ErrKey) {
+			return r, err
+		}
+	}
+	secret, err := source.read(at, false)
+	if err != nil {
+		return nil, err
+	}
+	return repo.Open(c.ctx, store, secret.key())
 }
 
 // directBackups lists what the target holds, newest first. A damaged backup is

@@ -87,7 +87,7 @@ func exitCode(err error) int {
 		return exitCorrupt
 	case errors.Is(err, repo.ErrNoRepository), errors.Is(err, fs.ErrNotExist):
 		return exitNotFound
-	case errors.Is(err, fs.ErrExist), errors.Is(err, object.ErrOccupied):
+	case errors.Is(err, fs.ErrExist), errors.Is(err, object.ErrOccupied), errors.Is(err, repo.ErrSlotNeeded), errors.Is(err, repo.ErrNotEncrypted):
 		return exitRefused
 	case errors.As(err, &store):
 		return exitUnavailable

@@ -80,13 +80,14 @@ func (p *program) app() *cli.App {
 		UsageText: "varve [global flags] NOUN VERB [arguments and flags, in any order]",
 		Version:   version(),
 		Description: "The daemon (varve serve) owns a state folder with its volumes; all other commands talk to it. " +
-			"With --target URL, backup list, show, restore, verify and mount work on the target itself, without a daemon.\n\n" +
+			"With --target URL, backup list, show, diff, restore, verify, target show, target key and mount work on the target itself, without a daemon.\n\n" +
 			exitCodeHelp,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "state", EnvVars: []string{"VARVE_STATE"}, DefaultText: defaultState(p.getenv),
 				Usage: "the daemon's state `FOLDER`"},
 			&cli.StringFlag{Name: "target", Usage: "`URL` of a backup target to work on without a daemon"},
-			&cli.StringFlag{Name: "passphrase-file", Usage: "`FILE` with the passphrase of a target; VARVE_PASSPHRASE is the other way"},
+			&cli.StringFlag{Name: "passphrase-file", Usage: "`FILE` with the passphrase or recovery key of a target; VARVE_PASSPHRASE is the other way"},
+			&cli.StringFlag{Name: "key-file", Usage: "`FILE` of random bytes that opens a target, instead of a passphrase"},
 			&cli.StringFlag{Name: "credentials", Usage: "`FILE` of NAME=VALUE lines (OS_…, ST_…, AWS_…) that override the environment"},
 			&cli.StringFlag{Name: "cloud", Usage: "log in to Swift as clouds.yaml says of the cloud `NAME`; OS_CLOUD is the other way"},
 		},
@@ -273,9 +274,11 @@ func (c *call) output() (format, error) {
 	return format{}, usagef("%s: unknown output format %q: there are %s", commandName(c.Context), kind, strings.Join(outputFormats, ", "))
 }
 
-// passphrases is where a passphrase comes from.
-func (c *call) passphrases() passphraseSource {
-	return passphraseSource{ctx: c.ctx, file: c.String("passphrase-file"), getenv: c.getenv, stdin: c.stdin, stderr: c.stderr}
+// secrets is where the secret that opens a target comes from.
+func (c *call) secrets() secretSource {
+	return secretSource{
+		ctx: c.ctx, keyFile: c.String("key-file"), file: c.String("passphrase-file"), getenv: c.getenv, stdin: c.stdin, stderr: c.stderr,
+	}
 }
 
 // onTerminal reports whether messages go to a terminal.

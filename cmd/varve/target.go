@@ -14,15 +14,18 @@ import (
 func (p *program) targetCommand() *cli.Command {
 	return noun("target", "places where backups go",
 		p.verb("add", "NAME URL", "open the repository at a URL, or make one there, and remember it",
-			outputFlags(targetFlags(&cli.BoolFlag{Name: "no-encryption", Usage: "store backups so that whoever reads the target can read them"})...),
+			outputFlags(targetFlags(
+				&cli.BoolFlag{Name: "no-encryption", Usage: "store backups so that whoever reads the target can read them"},
+				recoveryFileFlag())...),
 			(*call).targetAdd),
 		p.verb("list", "", "list targets, oldest first", outputFlags(), (*call).targetList),
-		p.verb("show", "TARGET", "show one target", outputFlags(), (*call).targetShow),
+		p.verb("show", "[TARGET]", "show one target, but no secrets; or what --target URL holds", outputFlags(), (*call).targetShow),
 		p.targetSetVerb(),
 		p.verb("remove", "TARGET...", "forget targets and their credentials; the backups stay in them", nil, (*call).targetRemove),
 		p.verb("sync", "TARGET...", "read the targets' lists of backups now", nil, (*call).targetSync),
 		p.targetVerifyVerb(),
-		p.pruneVerb())
+		p.pruneVerb(),
+		p.targetKeyCommand())
 }
 
 func (c *call) targetAdd() error {
@@ -48,11 +51,20 @@ func (c *call) targetAdd() error {
 	}
 	n.Credentials = env
 	if !n.NoEncryption {
-		if n.Passphrase, err = c.passphrases().read(n.Name, true); err != nil {
+		secret, err := c.secrets().read(n.Name, true)
+		if err != nil {
 			return err
 		}
+		n.Passphrase, n.KeyFile = secret.passphrase, secret.keyFile
 	}
-	t, err := client.AddTarget(c.ctx, n)
+	paper, err := c.recoveryPaper(n.Name, at)
+	if err != nil {
+		return err
+	}
+	t, recovery, err := client.AddTarget(c.ctx, n)
+	if err := paper.write(recovery); err != nil {
+		return err
+	}
 	if err != nil {
 		return err
 	}
@@ -97,22 +109,6 @@ func (c *call) targetList() error {
 	return out.list(c.stdout, []string{"ID", "Name", "URL", "Encrypted", "Synced at"}, rows)
 }
 
-func (c *call) targetShow() error {
-	out, err := c.output()
-	if err != nil {
-		return err
-	}
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	t, err := client.Target(c.ctx, c.args[0])
-	if err != nil {
-		return err
-	}
-	return out.show(c.stdout, targetFields(t))
-}
-
 func (c *call) targetRemove() error {
 	client, err := c.client()
 	if err != nil {
@@ -138,11 +134,13 @@ func targetFields(t api.Target) []field {
 		{"created_at", formatTime(t.CreatedAt.Time)},
 		{"encrypted", t.Encrypted},
 		{"id", t.ID},
+		{"kind", scheme(t.URL)},
 		{"max_download", limit(byteRate(t.MaxDownload))},
 		{"max_requests", limit(t.MaxRequests)},
 		{"max_upload", limit(byteRate(t.MaxUpload))},
 		{"name", t.Name},
 		{"proxy", orNone(t.Proxy)},
+		{"repository_id", t.RepositoryID},
 		{"synced_at", formatTime(t.SyncedAt.Time)},
 		{"url", t.URL},
 		{"verified", verifiedText(t.Verified)},
