@@ -123,12 +123,12 @@ func TestParseFio(t *testing.T) {
 {"jobs": [{"error": 0,
  "read": {"total_ios": 0, "iops": 0, "bw_bytes": 0, "clat_ns": {}},
  "write": {"total_ios": 64, "iops": 1000.5, "bw_bytes": 4096000, "clat_ns": {"percentile": {"50.000000": 2000, "99.000000": 3000}}},
- "sync": {"total_ios": 2, "lat_ns": {"percentile": {"50.000000": 40000, "99.000000": 50000}}}}]}`
+ "sync": {"total_ios": 2, "lat_ns": {"percentile": {"50.000000": 40000, "99.000000": 50000}, "max": 60000}}}]}`
 	m, requests, err := parseFio([]byte(report))
 	if err != nil {
 		t.Fatal(err)
 	}
-	want := metrics{iops: 1000.5, mibPerSecond: 3.90625, p50: 2, p99: 3, flushP50: 40, flushP99: 50}
+	want := metrics{iops: 1000.5, mibPerSecond: 3.90625, p50: 2, p99: 3, flushP50: 40, flushP99: 50, flushMax: 60}
 	for name, v := range want {
 		if m[name] != v {
 			t.Errorf("%s = %v, want %v", name, m[name], v)

@@ -35,6 +35,7 @@ type fioSide struct {
 
 type fioLatency struct {
 	Percentile map[string]float64 `json:"percentile"` // nanoseconds
+	Max        float64            `json:"max"`        // nanoseconds
 }
 
 // UnmarshalJSON reads the fields whose names hold their unit.
@@ -82,6 +83,7 @@ func parseFio(raw []byte) (metrics, int64, error) {
 	if job.Sync.Total > 0 {
 		m[flushP50] = job.Sync.Lat.Percentile["50.000000"] / 1000
 		m[flushP99] = job.Sync.Lat.Percentile["99.000000"] / 1000
+		m[flushMax] = job.Sync.Lat.Max / 1000
 	}
 	return m, side.Total + job.Sync.Total, nil
 }

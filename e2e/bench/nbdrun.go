@@ -276,6 +276,7 @@ func (b *bench) batch(ctx context.Context, seconds float64, job nbdJob, s nbdSta
 	}
 	if r.flushes > 0 {
 		m[flushP50], m[flushP99] = micros(r.flush.quantile(0.5)), micros(r.flush.quantile(0.99))
+		m[flushMax] = micros(r.flush.quantile(1))
 	}
 	return m, r.ops + r.flushes, nil
 }

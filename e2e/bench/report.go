@@ -55,7 +55,7 @@ func (b *bench) reportSuite(w io.Writer, of *suite) {
 		throughput.add(append(b.suiteRow(of, job, "%.0f", job.Unit), unit)...)
 		latency.addIfMeasured(b.suiteRow(of, job, "%.1f", p50, p99)...)
 		cpu.addIfMeasured(b.suiteRow(of, job, "%.2f", cpuPerOp, cpuPerGiB)...)
-		flush.addIfMeasured(b.suiteRow(of, job, "%.0f", flushP50, flushP99)...)
+		flush.addIfMeasured(b.suiteRow(of, job, "%.0f", flushP50, flushP99, flushMax)...)
 	}
 	for _, t := range []struct {
 		table
@@ -64,7 +64,7 @@ func (b *bench) reportSuite(w io.Writer, of *suite) {
 		{throughput, ""},
 		{latency, "latency, p50 / p99, µs"},
 		{cpu, "processor time of the server, µs for a request (s for a million) / s for a GiB"},
-		{flush, "latency of a flush, p50 / p99, µs"},
+		{flush, "latency of a flush, p50 / p99 / the slowest, µs"},
 	} {
 		if len(t.rows) == 0 {
 			continue

@@ -19,6 +19,7 @@ const (
 	p99          metric = "p99_us"
 	flushP50     metric = "flush_p50_us"
 	flushP99     metric = "flush_p99_us"
+	flushMax     metric = "flush_max_us"
 	cpuPerOp     metric = "server_cpu_us_per_request"
 	cpuPerGiB    metric = "server_cpu_s_per_gib"
 	cpuSeconds   metric = "cpu_s"
@@ -47,7 +48,7 @@ func (m metric) format(v float64) string {
 		return fmt.Sprintf("%.0f MiB", v/(1<<20))
 	case added, stored:
 		return fmt.Sprintf("%.1f MB", v/1e6)
-	case p50, p99, flushP50, flushP99, cpuPerOp:
+	case p50, p99, flushP50, flushP99, flushMax, cpuPerOp:
 		return fmt.Sprintf("%.1f µs", v)
 	case perChanged:
 		return fmt.Sprintf("%.2f x", v)
