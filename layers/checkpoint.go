@@ -31,6 +31,7 @@ func (v *Volume) checkpointAs(clean bool) error {
 
 	var writes []pageWrite
 	for _, l := range layers {
+		v.takeBacklog(l) // the sync is for them
 		writes = append(writes, l.takeDirty()...)
 	}
 	if err := v.settle(layers, writes); err != nil {
@@ -103,8 +104,8 @@ func (v *Volume) writeBarrier(m mark, clean bool) error {
 	return nil
 }
 
-// runCheckpoints makes a checkpoint whenever half of the journal is alive, so
-// that a flush need not wait for one.
+// runCheckpoints makes a checkpoint whenever a quarter of the journal is alive,
+// so that a flush need not wait for one.
 func (v *Volume) runCheckpoints() {
 	defer v.background.Done()
 	for {
@@ -118,7 +119,10 @@ func (v *Volume) runCheckpoints() {
 			}
 			continue
 		}
-		err := v.checkpoint()
+		err := v.writeBack()
+		if err == nil {
+			err = v.checkpoint()
+		}
 		if err == nil {
 			err = v.growJournal()
 		}

@@ -34,7 +34,8 @@ type memWorld struct {
 	dirs []*memDisk
 	hook func() // called before each operation, without mu
 	fail func(op, name string) error
-	left int64 // bytes that it says are free; 0: more than anybody asks for
+	left int64  // bytes that it says are free; 0: more than anybody asks for
+	sent []span // blocks of .data files that writeBack was called for
 }
 
 type memFile struct {
@@ -315,6 +316,20 @@ func (f *memFile) sync() error {
 	defer f.d.mu.Unlock()
 	clear(f.past)
 	f.sizes = []int64{int64(len(f.data))}
+	return nil
+}
+
+// writeBack makes nothing durable: what it wrote may be lost like anything else
+// that was not synced.
+func (f *memFile) writeBack(off, n int64) error {
+	if err := f.d.begin("write back", f.name); err != nil {
+		return err
+	}
+	f.d.mu.Lock()
+	defer f.d.mu.Unlock()
+	if f.unit == BlockSize {
+		f.d.sent = append(f.d.sent, span{off / BlockSize, (off + n) / BlockSize})
+	}
 	return nil
 }
 

@@ -24,7 +24,8 @@ type file interface {
 	readAt(p []byte, off int64) (int, error) // io.EOF if less than len(p) is there
 	writeAt(p []byte, off int64) error
 	sync() error
-	punch(off, n int64) error // reads as zeros; gives the space back where that is possible
+	writeBack(off, n int64) error // sends what was written there to the disk; durable only after sync
+	punch(off, n int64) error     // reads as zeros; gives the space back where that is possible
 	truncate(size int64) error
 	size() (int64, error)
 	stat() (fileStat, error)

@@ -196,20 +196,28 @@ func (v *Volume) writeRecord(spans []span, head *layerFile) error {
 		kick(v.wantCheckpoint)
 		return err
 	}
-	if err := j.write(place, entries, data); err != nil {
-		return err
-	}
-	if err := v.sync(j.f); err != nil {
+	if err := v.putRecord(j, place, entries, data); err != nil {
 		return err
 	}
 	v.ring.Lock()
 	j.next = place.after
-	half := j.used() > j.ring()/2
+	head.remember(entries)
+	much := j.used() > j.ring()/4
 	v.ring.Unlock()
-	if half {
+	if much {
 		kick(v.wantCheckpoint)
 	}
 	return nil
+}
+
+// putRecord makes a record durable at its place.
+func (v *Volume) putRecord(j *journal, place recordPlace, entries []entry, data []byte) error {
+	v.gap.end()
+	defer v.gap.begin()
+	if err := j.write(place, entries, data); err != nil {
+		return err
+	}
+	return v.sync(j.f)
 }
 
 // gather reads the blocks of the spans from the head. A block of data is read

@@ -57,7 +57,12 @@ func createJournal(d disk, name string, vol ID, size int64) (*journal, error) {
 	j := &journal{f: f, path: d.path(journalName), vol: vol, end: size}
 	zeros := make([]byte, min(size, 1<<20))
 	for off := int64(0); off < size; off += int64(len(zeros)) {
-		if err := f.writeAt(zeros[:min(int64(len(zeros)), size-off)], off); err != nil {
+		n := min(int64(len(zeros)), size-off)
+		err := f.writeAt(zeros[:n], off)
+		if err == nil {
+			err = f.writeBack(off, n) // or the sync would hold up others for long
+		}
+		if err != nil {
 			f.close() // the first error is the one that counts
 			return nil, err
 		}

@@ -21,6 +21,11 @@ func (v *Volume) growJournal() error {
 		v.d.remove(journalTemp) // if it was made at all
 		return err
 	}
+	if err := v.writeBack(); err != nil {
+		large.f.close() // the first error is the one that counts
+		v.d.remove(journalTemp)
+		return err
+	}
 	return v.commits.alone(func() error {
 		err := v.checkpoint() // leaves no record alive: nobody else commits
 		v.checkpoints.Lock()  // a merge may checkpoint too, which moves the barrier

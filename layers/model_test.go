@@ -272,7 +272,7 @@ func (m *model) tidyStep() string {
 }
 
 func (m *model) checkpoint() string {
-	if err := m.v.checkpoint(); err != nil {
+	if err := errors.Join(m.v.writeBack(), m.v.checkpoint()); err != nil {
 		m.t.Fatalf("checkpoint: %v", err)
 	}
 	return "checkpoint"

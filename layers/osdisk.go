@@ -176,6 +176,23 @@ func (f *osFile) sync() error {
 	}
 }
 
+// writeBack returns when what was dirty in the range has left the page cache. The
+// kernel reports an error of writing to each descriptor once: here or at the next
+// sync.
+func (f *osFile) writeBack(off, n int64) error {
+	const flags = unix.SYNC_FILE_RANGE_WAIT_BEFORE | unix.SYNC_FILE_RANGE_WRITE | unix.SYNC_FILE_RANGE_WAIT_AFTER
+	for {
+		err := unix.SyncFileRange(f.fd, off, n, flags)
+		switch err {
+		case nil, unix.EINVAL, unix.ENOSYS, unix.ESPIPE: // where there is no such call, sync does it all
+			return nil
+		case unix.EINTR:
+		default:
+			return f.err("sync_file_range", err)
+		}
+	}
+}
+
 func (f *osFile) punch(off, n int64) error {
 	for {
 		err := unix.Fallocate(f.fd, unix.FALLOC_FL_PUNCH_HOLE|unix.FALLOC_FL_KEEP_SIZE, off, n)

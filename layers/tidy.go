@@ -83,6 +83,9 @@ func (v *Volume) tidyStep() (did bool, err error) {
 	settled := len(v.unsettled) == 0
 	v.meta.Unlock()
 	if v.covers.Swap(false) && v.loose() || !settled {
+		if err := v.writeBack(); err != nil {
+			return false, err
+		}
 		return true, v.checkpoint()
 	}
 	return v.changeStep()

@@ -47,6 +47,7 @@ type Volume struct {
 	unsettled   []*layerFile // sealed layers that the journal may have records of
 	ring        sync.Mutex   // the fields of journal
 	journal     *journal     //
+	gap         *gap         // between flushes
 	recent      *recent      // what a killed process would forget; has a lock of its own
 
 	mu      sync.RWMutex           // chain, files, anchors
