@@ -198,3 +198,38 @@ func TestInfoClosesWhatItOpened(t *testing.T) {
 	c.Close()
 	waitFor(t, "the export is closed", func() bool { return b.shelf.leftOpen() == 0 })
 }
+
+// TestFailuresAreLogged with the text of the error, which the client of a simple
+// reply never sees, and with what was asked for: small and large, read and
+// written.
+func TestFailuresAreLogged(t *testing.T) {
+	m := nbdtest.NewMemory(1 << 20)
+	fault := func(int64, int64) error { return fmt.Errorf("layer 7 of the disk: %w", syscall.EIO) }
+	m.Faults = nbdtest.Faults{Read: fault, Write: fault}
+	for _, cmd := range []uint16{cmdRead, cmdWrite} {
+		for _, n := range []uint32{4096, 256 << 10} {
+			var log bytes.Buffer
+			server := &nbd.Server{
+				Log:  slog.New(slog.NewJSONHandler(&log, nil)),
+				Open: newShelf(nbd.Export{Name: "x", Device: m}).Open,
+			}
+			c := dial(t, "unix", serve(t, server)).greet(3)
+			c.goTo("x")
+			message := requestBytes(cmd, 0, 1, 8192, n)
+			if cmd == cmdWrite {
+				message = append(message, make([]byte, n)...)
+			}
+			c.Write(message)
+			if _, errno := c.simple(); errno != eIO {
+				t.Errorf("command %d of %d bytes: error %d, want %d", cmd, n, errno, eIO)
+			}
+			server.Shutdown(t.Context()) // all is logged then
+			name := map[uint16]string{cmdRead: "READ", cmdWrite: "WRITE"}[cmd]
+			for _, want := range []string{`"error":"layer 7 of the disk: input/output error"`, `"request":"` + name, `"off":8192`, fmt.Sprintf(`"len":%d`, n), `"export":"x"`} {
+				if !strings.Contains(log.String(), want) {
+					t.Errorf("the log lacks %s:\n%s", want, &log)
+				}
+			}
+		}
+	}
+}

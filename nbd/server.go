@@ -73,9 +73,9 @@ type Server struct {
 // When ctx ends, connections are closed as they are: requests that the device
 // is serving end, but their replies may be lost.
 func (s *Server) Serve(ctx context.Context, l net.Listener) error {
-	if !s.enter(l) {
+	if !s.enter(l) { // Shutdown came first
 		l.Close()
-		return errShutdown
+		return nil
 	}
 	defer s.leave(l)
 	stop := context.AfterFunc(ctx, func() { l.Close() })
