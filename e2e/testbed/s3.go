@@ -46,9 +46,9 @@ func S3(t testing.TB) *S3Server {
 		}
 		s := &S3Server{
 			URL: fmt.Sprintf("http://127.0.0.1:%d", ports[0]),
-			env: map[string]string{"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "testsecret", "AWS_REGION": "us-east-1"},
+			env: map[string]string{"AWS_ACCESS_KEY_ID": "testkey", "AWS_SECRET_ACCESS_KEY": "tester-s3cret", "AWS_REGION": "us-east-1"},
 		}
-		s.Process, err = b.start(folder, ports[0], []string{"ROOT_ACCESS_KEY=testkey", "ROOT_SECRET_KEY=testsecret"},
+		s.Process, err = b.start(folder, ports[0], []string{"ROOT_ACCESS_KEY=testkey", "ROOT_SECRET_KEY=tester-s3cret"},
 			program, "--keep-alive", "--quiet", "--port", fmt.Sprintf("127.0.0.1:%d", ports[0]), "--iam-dir", filepath.Join(folder, "iam"),
 			"posix", "--versioning-dir", filepath.Join(folder, "versions"), filepath.Join(folder, "data"))
 		if err != nil {

@@ -45,13 +45,13 @@ func Swift(t testing.TB) *SwiftServer {
 		s, err := startSwift(b, "s3api tempauth", `
 [filter:tempauth]
 use = egg:swift#tempauth
-user_test_tester = testing .admin
+user_test_tester = tester-s3cret .admin
 user_test_reader = testing3
 `)
 		if err != nil {
 			return nil, err
 		}
-		s.env = map[string]string{"ST_AUTH": s.URL + "/auth/v1.0", "ST_USER": "test:tester", "ST_KEY": "testing"}
+		s.env = map[string]string{"ST_AUTH": s.URL + "/auth/v1.0", "ST_USER": "test:tester", "ST_KEY": "tester-s3cret"}
 		return s, s.ready()
 	})
 }
@@ -73,7 +73,7 @@ func (s *SwiftServer) EnvVia(address string) map[string]string {
 // S3 returns the endpoint and the credentials of Swift's S3 interface.
 func (s *SwiftServer) S3() *S3Server {
 	return &S3Server{URL: s.URL, env: map[string]string{
-		"AWS_ACCESS_KEY_ID": "test:tester", "AWS_SECRET_ACCESS_KEY": "testing", "AWS_REGION": "us-east-1",
+		"AWS_ACCESS_KEY_ID": "test:tester", "AWS_SECRET_ACCESS_KEY": "tester-s3cret", "AWS_REGION": "us-east-1",
 	}}
 }
 
