@@ -109,12 +109,12 @@ func first(n int, is func(*http.Request) bool, f testbed.Fault) func(*wire) {
 	}
 }
 
-func isAny(*http.Request) bool       { return true }
-func isPut(r *http.Request) bool     { return r.Method == http.MethodPut }
-func isListing(r *http.Request) bool { return r.Method == http.MethodGet && r.URL.RawQuery != "" }
-func isObject(r *http.Request) bool {
-	return r.Method == http.MethodGet && r.Header.Get("Range") != ""
+func isAny(*http.Request) bool   { return true }
+func isPut(r *http.Request) bool { return r.Method == http.MethodPut }
+func isListing(r *http.Request) bool {
+	return r.Method == http.MethodGet && r.Header.Get("Range") == ""
 }
+func isObject(r *http.Request) bool { return r.Method == http.MethodGet && r.Header.Get("Range") != "" }
 
 const faultSize = 6 * mib // incompressible, so this much is sent
 
@@ -124,6 +124,7 @@ const faultSize = 6 * mib // incompressible, so this much is sent
 func TestNetworkFaults(t *testing.T) {
 	for name, wire := range map[string]func(*testing.T) *wire{"swift": swiftWire, "s3": s3Wire} {
 		t.Run(name, func(t *testing.T) {
+			t.Parallel()
 			w := wire(t)
 			h := newFaultyHost(t, w)
 			for _, f := range uploadFaults() {
@@ -314,6 +315,11 @@ func (h *faultyHost) killed(t *testing.T) {
 	want := h.fill(t)
 	var requests atomic.Int32
 	restarted := make(chan error, 1)
+	defer func() {
+		if err := <-restarted; err != nil {
+			t.Error(err)
+		}
+	}()
 	h.wire.spoils.Set(func(r *http.Request) testbed.Fault {
 		if !isPut(r) {
 			return testbed.Fault{}
@@ -328,9 +334,6 @@ func (h *faultyHost) killed(t *testing.T) {
 	})
 	defer h.wire.heal()
 	b := backUp(t, h.a, NewBackup{Volume: "v", Name: "killed"})
-	if err := <-restarted; err != nil {
-		t.Fatal(err)
-	}
 	h.exact(t, b.ID.String(), want)
 }
 

@@ -182,6 +182,9 @@ recon_cache_path = %[1]s
 `, folder, kind)
 }
 
+// proxyConfig is the proxy's configuration. With its usual limit the proxy asks a
+// node that failed ten times no more for a minute, also if it has come back, and
+// there is no other.
 func proxyConfig(cachePort int, auth string) string {
 	filters := []string{"catch_errors", "gatekeeper", "listing_formats", "bulk", "copy", "slo", "dlo", "symlink"}
 	var out strings.Builder
@@ -193,6 +196,7 @@ allow_account_management = true
 account_autocreate = true
 node_timeout = 60
 recoverable_node_timeout = 60
+error_suppression_limit = 1000000
 [filter:cache]
 use = egg:swift#memcache
 memcache_servers = 127.0.0.1:%d
