@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -104,6 +105,7 @@ func (c *crashModel) step() {
 		c.acknowledge()
 	default:
 		c.tidySome(c.r.IntN(3) == 0)
+		c.tidyFull()
 	}
 	c.checkLive()
 }
@@ -130,6 +132,19 @@ func (c *crashModel) tidySome(late bool) {
 	for range c.r.IntN(16) {
 		c.tidyStep()
 	}
+}
+
+// tidyFull takes some steps of tidying while there is space for some writes and
+// not for others.
+func (c *crashModel) tidyFull() {
+	c.during = "tidy on a full disk"
+	c.disk.fail = fullIf(func() bool { return c.r.IntN(4) == 0 })
+	for range c.r.IntN(6) {
+		if _, err := c.v.tidyStep(); err != nil && !errors.Is(err, syscall.ENOSPC) {
+			c.t.Fatal(err)
+		}
+	}
+	c.disk.fail = nil
 }
 
 func (c *crashModel) takeSnapshot() {

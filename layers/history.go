@@ -162,5 +162,5 @@ func (v *Volume) releaseHistory(stack []*layerFile, ends []*anchor) {
 			v.log.Warn("close of a layer that is gone", "volume", v.id, "layer", l.id, "error", err)
 		}
 	}
-	kick(v.wantTidy) // a boundary may have been given up meanwhile
+	v.gaveUp() // a boundary may have been given up meanwhile
 }

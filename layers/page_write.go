@@ -75,6 +75,13 @@ func (w *pageWrite) commitKinds() {
 	gr.stamp = w.l.commits
 }
 
+// unwritten reports whether pages in memory are newer than on disk.
+func (l *layerFile) unwritten() bool {
+	l.mu.RLock()
+	defer l.mu.RUnlock()
+	return len(l.dirty) > 0
+}
+
 // putBack marks pages dirty again whose writing did not succeed.
 func putBack(writes []pageWrite) {
 	for i := range writes {

@@ -221,7 +221,7 @@ func (v *Volume) setBoundary(id ID, from, to uint32) error {
 		}
 	})
 	if err == nil {
-		kick(v.wantTidy)
+		v.gaveUp()
 	}
 	return err
 }

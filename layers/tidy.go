@@ -36,23 +36,46 @@ var errStop = errors.New("stopped")
 // Tidy asks the background work to look whether space can be given back, and
 // returns at once. The volume does so by itself but after the removal of a clone,
 // of which it does not know.
-func (v *Volume) Tidy() { kick(v.wantTidy) }
+func (v *Volume) Tidy() { v.gaveUp() }
 
-// runTidy tidies whenever somebody gave something up.
+// gaveUp asks for tidying, since something has been given up. What the head
+// hides of it is to be made durable first.
+func (v *Volume) gaveUp() {
+	v.covers.Store(true)
+	kick(v.wantTidy)
+}
+
+// Tidying that ends with an error, as on a full disk, is tried again after a
+// pause, which grows from the one to the other.
+const (
+	firstRetry = 5 * time.Second
+	lastRetry  = 2 * time.Minute
+)
+
+// runTidy tidies whenever somebody gave something up. On a disk that failed
+// nothing is tried again: the volume takes no writes.
 func (v *Volume) runTidy() {
 	defer v.background.Done()
 	kick(v.wantTidy)
+	var again <-chan time.Time
+	pause := firstRetry
 	for {
 		select {
 		case <-v.stop:
 			return
 		case <-v.wantTidy:
+		case <-again:
 		}
+		again = nil
 		v.tidies.Store(true)
 		err := v.tidy()
 		v.tidies.Store(false)
-		if err != nil && !errors.Is(err, errStop) {
-			v.log.Warn("space that nothing needs could not be given back yet", "volume", v.id, "error", err)
+		if err == nil {
+			pause = firstRetry
+		} else if v.goOn() == nil {
+			v.log.Warn("space that nothing needs could not be given back yet; it is tried again", "volume", v.id, "after", pause, "error", err)
+			again = time.After(pause)
+			pause = min(2*pause, lastRetry)
 		}
 	}
 }
@@ -82,7 +105,7 @@ func (v *Volume) tidyStep() (did bool, err error) {
 	v.meta.Lock()
 	settled := len(v.unsettled) == 0
 	v.meta.Unlock()
-	if v.covers.Swap(false) && v.loose() || !settled {
+	if v.covers.Swap(false) && v.covered() || !settled {
 		if err := v.writeBack(); err != nil {
 			return false, err
 		}
@@ -109,6 +132,18 @@ func (v *Volume) changeStep() (did bool, err error) {
 		}
 	}
 	return false, nil
+}
+
+// covered reports whether the head may hide something that nobody needs, and is
+// not durable.
+func (v *Volume) covered() bool {
+	if !v.loose() {
+		return false
+	}
+	v.meta.Lock()
+	head := v.head
+	v.meta.Unlock()
+	return head.unwritten()
 }
 
 // loose reports whether the layer below the head ends at no boundary that is

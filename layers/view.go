@@ -146,7 +146,7 @@ func (w *View) Close() error {
 			}
 		}
 	}
-	kick(w.v.wantTidy)
+	w.v.gaveUp()
 	return first
 }
 

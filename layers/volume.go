@@ -24,7 +24,7 @@ type Volume struct {
 
 	size   atomic.Int64 // bytes
 	closed atomic.Bool
-	covers atomic.Bool           // zeros were written over a layer below since tidying last looked
+	covers atomic.Bool           // zeros were written over a layer below, or something was given up, since tidying last looked
 	failed atomic.Pointer[error] // why the volume takes no more writes
 
 	// Reading. A reader is inside grace from the lookup to the end of the read.
