@@ -341,6 +341,7 @@ func (h *handshake) exportName(n uint32) error {
 
 // enter makes e, asked for as name, the session's export.
 func (h *handshake) enter(e offer, name string) {
+	h.known.Store(true)
 	h.export, h.device = e.Export, e.Device
 	h.size, h.readOnly = e.size, e.ReadOnly
 	if h.contextFor != name {

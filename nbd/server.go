@@ -38,7 +38,8 @@ type Server struct {
 	Log *slog.Logger
 
 	// MaxConnections is the number of connections served at once over all
-	// listeners; one more is closed unanswered. Zero means 128.
+	// listeners. For one more the one that has been in its handshake longest is
+	// closed; if none is in one, the new one is, unanswered. Zero means 128.
 	MaxConnections int
 
 	// InFlight bounds the bytes of requests and replies held for one
@@ -62,8 +63,10 @@ type Server struct {
 	closing   bool
 	listeners map[net.Listener]struct{}
 	sessions  map[*session]context.CancelFunc
+	leaving   int       // of sessions: were closed to make room, and have not ended
 	ended     sync.Cond // sessions has shrunk, or was abandoned
 	budget    budget
+	flood     flood // of lines in the log about strangers
 }
 
 // Serve accepts connections from l, which it closes, until ctx ends or
@@ -123,14 +126,8 @@ func (s *Server) start(ctx context.Context, conn net.Conn, sessions *sync.WaitGr
 	ctx, cancel := context.WithCancel(ctx)
 	t := newSession(ctx, s, conn)
 	t.out.budget, t.out.done = &s.budget, ctx.Done()
-	s.mu.Lock()
-	refused := s.closing || len(s.sessions) >= s.maxConnections()
-	if !refused {
-		s.sessions[t] = cancel
-	}
-	s.mu.Unlock()
-	if refused {
-		s.log().Warn("nbd: connection refused: too many, or the server is shutting down", "limit", s.maxConnections())
+	if !s.admit(t, cancel) {
+		t.warn("nbd: connection refused: too many, or the server is shutting down", "limit", s.maxConnections())
 		t.in.free()
 		conn.Close()
 		cancel()
@@ -141,10 +138,7 @@ func (s *Server) start(ctx context.Context, conn net.Conn, sessions *sync.WaitGr
 		t.run()
 		stop()
 		cancel()
-		s.mu.Lock()
-		delete(s.sessions, t)
-		s.ended.Broadcast()
-		s.mu.Unlock()
+		s.forget(t)
 	})
 }
 

@@ -58,6 +58,10 @@ type session struct {
 	batch   *batch // replies that it has not sent
 	pace    pace
 
+	began time.Time   // of the connection
+	known atomic.Bool // it has an export: GO or EXPORT_NAME has come
+	left  bool        // it was closed to make room; guarded by Server.mu
+
 	late     atomic.Bool // Shutdown was called: no new requests
 	failures atomic.Uint64
 }
@@ -66,6 +70,7 @@ func newSession(ctx context.Context, server *Server, conn net.Conn) *session {
 	s := &session{
 		server: server,
 		conn:   conn,
+		began:  time.Now(),
 		log:    server.log().With("client", clientName(conn)),
 	}
 	s.ctx = context.WithValue(ctx, sessionKey{}, s)
@@ -125,11 +130,23 @@ func (s *session) serve() error {
 
 // logEnd tells why a connection ended. A client that goes is nothing special.
 func (s *session) logEnd(text string, err error) {
-	level := slog.LevelDebug
 	if errors.Is(err, errProtocol) {
-		level = slog.LevelWarn
+		s.warn(text, "reason", err)
+		return
 	}
-	s.log.Log(s.ctx, level, text, "reason", err)
+	s.log.Debug(text, "reason", err)
+}
+
+// warn logs what any stranger can cause, as often as the log bears it.
+func (s *session) warn(text string, args ...any) {
+	ok, leftOut := s.server.flood.pass(time.Now())
+	if !ok {
+		return
+	}
+	if leftOut > 0 {
+		args = append(args, "left_out", leftOut)
+	}
+	s.log.Warn(text, args...)
 }
 
 // gone says whether the connection was torn down, so that nobody waits for a

@@ -81,8 +81,17 @@ func (a *authority) sign(template, parent *x509.Certificate, by crypto.Signer) (
 // localhost, and the authority's own certificate, into dir.
 func (a *authority) issue(dir, name, subject string) *x509.Certificate {
 	a.t.Helper()
+	return a.issueChanged(dir, name, subject, nil)
+}
+
+// issueChanged is issue with a certificate that change has changed.
+func (a *authority) issueChanged(dir, name, subject string, change func(*x509.Certificate)) *x509.Certificate {
+	a.t.Helper()
 	template := a.template(subject)
 	template.DNSNames, template.IPAddresses = []string{"localhost"}, []net.IP{net.IPv4(127, 0, 0, 1)}
+	if change != nil {
+		change(template)
+	}
 	cert, key := a.sign(template, a.cert, a.key)
 	pkcs8, err := x509.MarshalPKCS8PrivateKey(key)
 	if err != nil {
@@ -125,7 +134,10 @@ type tlsRig struct {
 	tcp       *net.TCPAddr
 }
 
-func newTLSRig(t testing.TB) *tlsRig {
+func newTLSRig(t testing.TB) *tlsRig { return newTLSRigWith(t, &nbd.Server{}) }
+
+// newTLSRigWith is newTLSRig with limits that are set already.
+func newTLSRigWith(t testing.TB, server *nbd.Server) *tlsRig {
 	t.Helper()
 	r := &tlsRig{authority: newAuthority(t), dir: t.TempDir()}
 	r.authority.issue(r.dir, "server", "the server")
@@ -134,7 +146,8 @@ func newTLSRig(t testing.TB) *tlsRig {
 	if err != nil {
 		t.Fatal(err)
 	}
-	r.rig = newRigWith(t, &nbd.Server{TLS: config, RequireTLS: func(net.Conn) bool { return true }})
+	server.TLS, server.RequireTLS = config, func(net.Conn) bool { return true }
+	r.rig = newRigWith(t, server)
 	r.tcp = serveOn(t, r.server, "tcp", "127.0.0.1:0").(*net.TCPAddr)
 	return r
 }
