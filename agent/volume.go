@@ -27,6 +27,7 @@ const (
 	byRestore  = "a restore"
 	byDeletion = "its deletion"
 	byRevert   = "a revert"
+	byReset    = "a reset of its state"
 )
 
 // NewVolume says what volume to create. Size is in bytes. With a Snapshot or a

@@ -154,6 +154,7 @@ func (s *Server) Handler() http.Handler {
 	s.addVolumes(h)
 	s.addSnapshots(h)
 	s.addBackups(h)
+	s.addReset(h)
 	s.addTargets(h)
 	s.addTargetKeys(h)
 	s.addDescription(h)

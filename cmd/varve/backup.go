@@ -33,6 +33,7 @@ func (p *program) backupCommand() *cli.Command {
 			waitFlags(&cli.BoolFlag{Name: "force", Usage: "also if incremental backups depend on it; they stay whole"}),
 			(*call).backupDelete),
 		p.backupExpireVerb(),
+		p.resetVerb("backup", "BACKUP..."),
 		p.verb("verify", "BACKUP", "check that a backup is whole in its target",
 			waitFlags(&cli.BoolFlag{Name: "deep", Usage: "read all its data too"}), (*call).backupVerify))
 }

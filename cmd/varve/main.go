@@ -218,9 +218,16 @@ func commandName(c *cli.Context) string {
 	return strings.TrimPrefix(c.Command.HelpName, c.App.Name+" ")
 }
 
-// state is the absolute path of the state folder.
+// state is the absolute path of the state folder: what the program's flag
+// says, not one of the command with that name.
 func (c *call) state() (string, error) {
-	dir := c.String("state")
+	outer := c.Context
+	for _, ctx := range c.Lineage() {
+		if ctx.Command != nil { // The last one holds no flags, only a context.Context.
+			outer = ctx
+		}
+	}
+	dir := outer.String("state")
 	if dir == "" {
 		dir = defaultState(c.getenv)
 	}

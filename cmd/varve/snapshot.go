@@ -24,6 +24,7 @@ func (p *program) snapshotCommand() *cli.Command {
 		p.verb("show", "SNAPSHOT", "show one snapshot; VOLUME@SNAPSHOT where the name alone is ambiguous",
 			outputFlags(), (*call).snapshotShow),
 		p.diffVerb(),
+		p.resetVerb("snapshot", "SNAPSHOT..."),
 		p.verb("delete", "SNAPSHOT...", "delete snapshots; all others read as before", nil, (*call).snapshotDelete))
 }
 

@@ -32,6 +32,7 @@ func (p *program) volumeCommand() *cli.Command {
 		p.detachVerb(),
 		p.importVerb(),
 		p.exportVerb(),
+		p.resetVerb("volume", "VOLUME..."),
 		p.verb("delete", "VOLUME...", "delete volumes and their snapshots; backups stay", nil, (*call).volumeDelete))
 }
 
