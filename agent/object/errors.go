@@ -76,6 +76,22 @@ func IsFull(err error) bool {
 	return errors.Is(err, errFull) || errors.Is(err, syscall.ENOSPC) || errors.Is(err, syscall.EDQUOT)
 }
 
+// A RetainedError says that the store keeps objects that were to be deleted, as
+// it has been told to for a time: object lock, a retention policy. All others of
+// the call were deleted.
+type RetainedError struct {
+	Names []string // at least one
+	Said  string   // by the store, of the first
+}
+
+func (e *RetainedError) Error() string {
+	more := ""
+	if len(e.Names) > 1 {
+		more = fmt.Sprintf(" and %d more", len(e.Names)-1)
+	}
+	return fmt.Sprintf("the store retains %s%s: %s", e.Names[0], more, e.Said)
+}
+
 // Away reports whether a store did not do what was asked because it cannot be
 // reached, or is not well: the same may be done when it is back. Calls that
 // ended with their caller's patience are no answer either, and count.

@@ -30,7 +30,9 @@ type Store interface {
 	// silence proves nothing. An error ends the sequence.
 	List(ctx context.Context, prefix string) iter.Seq2[Info, error]
 
-	// Delete removes the objects. One that is not there is no error.
+	// Delete removes the objects. One that is not there is no error. Where the
+	// store itself retains some, the error wraps a *RetainedError, and the
+	// others are removed.
 	Delete(ctx context.Context, names ...string) error
 }
 

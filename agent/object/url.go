@@ -19,8 +19,11 @@ type URL struct {
 	Container string // swift: the container; s3: the bucket
 	Prefix    string // swift, s3: in front of all names; may be empty
 
-	Endpoint  string // s3: the server as http(s)://host[:port]; empty is what the environment says, or AWS
-	Region    string // s3: empty is what the environment says
+	Endpoint string // s3: the server as http(s)://host[:port]; empty is what the environment says, or AWS
+	Region   string // s3: empty is what the environment says
+	// StorageClass is what s3 keeps large objects in; empty is the bucket's own.
+	StorageClass string
+
 	PathStyle string // s3: "true" (bucket in the path), "false" (in the host name) or "" (as fits the endpoint)
 }
 
@@ -28,7 +31,7 @@ type URL struct {
 //
 //	file:///folder
 //	swift://container[/prefix]
-//	s3://bucket[/prefix][?endpoint=http(s)://host[:port]][&region=…][&path-style=true|false]
+//	s3://bucket[/prefix][?endpoint=http(s)://host[:port]][&region=…][&path-style=true|false][&storage-class=…]
 //
 // Names and passwords in it are refused: command lines are seen by everybody on
 // the machine, and URLs are logged.
@@ -135,9 +138,30 @@ func (u *URL) setParameters(query url.Values) error {
 				return fmt.Errorf("path-style is true or false, not %q", value)
 			}
 			u.PathStyle = strconv.FormatBool(yes)
+		case "storage-class":
+			if err := checkClass(value); err != nil {
+				return err
+			}
+			u.StorageClass = value
 		default:
-			return fmt.Errorf("unknown parameter %q; s3 has endpoint, region and path-style", name)
+			return fmt.Errorf("unknown parameter %q; s3 has endpoint, region, path-style and storage-class", name)
 		}
+	}
+	return nil
+}
+
+// archives are the storage classes whose objects cannot be read before they have
+// been asked for hours ahead: Amazon S3 user guide, "Understanding storage
+// classes".
+var archives = []string{"GLACIER", "DEEP_ARCHIVE"}
+
+// checkClass refuses what is no storage class. Servers have names of their own.
+func checkClass(class string) error {
+	switch {
+	case class == "" || len(class) > 64 || strings.Trim(class, "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_-") != "":
+		return fmt.Errorf("storage-class is a name such as STANDARD_IA, not %q", class)
+	case slices.Contains(archives, class):
+		return fmt.Errorf("objects of storage-class %s cannot be read at once, and a backup must be: use GLACIER_IR or STANDARD_IA", class)
 	}
 	return nil
 }
@@ -174,7 +198,7 @@ func (u URL) String() string {
 		out.Path = "/" + u.Prefix
 	}
 	query := url.Values{}
-	for name, value := range map[string]string{"endpoint": u.Endpoint, "region": u.Region, "path-style": u.PathStyle} {
+	for name, value := range map[string]string{"endpoint": u.Endpoint, "region": u.Region, "path-style": u.PathStyle, "storage-class": u.StorageClass} {
 		if value != "" {
 			query.Set(name, value)
 		}

@@ -21,6 +21,7 @@ func TestParseURL(t *testing.T) {
 		{"s3://bucket?endpoint=https://s3.example.org:9000/&region=eu-1&path-style=1",
 			object.URL{Scheme: "s3", Container: "bucket", Endpoint: "https://s3.example.org:9000", Region: "eu-1", PathStyle: "true"}},
 		{"s3://bucket/p?path-style=false", object.URL{Scheme: "s3", Container: "bucket", Prefix: "p", PathStyle: "false"}},
+		{"s3://bucket?storage-class=STANDARD_IA", object.URL{Scheme: "s3", Container: "bucket", StorageClass: "STANDARD_IA"}},
 	} {
 		got, err := object.ParseURL(c.text)
 		if err != nil || got != c.want {
@@ -54,6 +55,9 @@ func TestParseURLRefuses(t *testing.T) {
 		{"file://", "no folder"},
 		{"file:///x?y=z", `"y"`},
 		{"file:///x%00", "zero bytes"},
+		{"s3://b?storage-class=", "STANDARD_IA"},
+		{"s3://b?storage-class=cold%20one", "STANDARD_IA"},
+		{"s3://b?storage-class=DEEP_ARCHIVE", "GLACIER_IR"},
 		{"swift://", "no container"},
 		{"swift:///prefix", "no container"},
 		{"swift://c?region=x", `"region"`},
@@ -62,7 +66,7 @@ func TestParseURLRefuses(t *testing.T) {
 		{"swift://c/../b", `".."`},
 		{"swift://c/a b", `' '`},
 		{"swift://c/p#frag", "#"},
-		{"s3://b?bogus=1", "endpoint, region and path-style"},
+		{"s3://b?bogus=1", "endpoint, region, path-style and storage-class"},
 		{"s3://b?endpoint=host:9000", "http://host:port"},
 		{"s3://b?endpoint=ftp://h", "http://host:port"},
 		{"s3://b?endpoint=http://h?x=y", "nothing may follow"},

@@ -59,6 +59,7 @@ func readAnswer(err error) (a answer, found bool) {
 // reference, "Error responses", and what other servers say in their place.
 var (
 	missingCodes   = []string{"NoSuchKey", "NotFound"}
+	retainedCodes  = []string{"ObjectLocked", "ObjectUnderRetention", "ObjectInRetentionPeriod"}
 	refusedCodes   = []string{"AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken", "RequestTimeTooSkewed", "AccountProblem", "AllAccessDisabled"}
 	fullCodes      = []string{"QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "StorageFull", "EntityTooLarge"}
 	temporaryCodes = []string{"RequestTimeout", "IncompleteBody", "BadDigest", "XAmzContentSHA256Mismatch", "SlowDown", "InternalError", "ServiceUnavailable", "OperationAborted"}
@@ -86,6 +87,24 @@ func (a answer) temporary() bool {
 		return false
 	}
 	return slices.Contains(temporaryCodes, a.code) || object.TemporaryStatus(a.status)
+}
+
+// wantsMD5 says whether a Put was refused for want of a Content-MD5.
+func (a answer) wantsMD5() bool {
+	return a.status == http.StatusBadRequest && strings.Contains(strings.ToLower(a.message), "content-md5")
+}
+
+// retained says whether a deletion was refused because the object is held. Most
+// servers say AccessDenied for it, as for what is no matter of time, and explain
+// it in words.
+func (a answer) retained() bool {
+	if slices.Contains(retainedCodes, a.code) || a.status == http.StatusUnavailableForLegalReasons {
+		return true
+	}
+	text := strings.ToLower(a.message)
+	return slices.ContainsFunc([]string{"object lock", "objectlock", "retention", "worm", "legal hold"}, func(word string) bool {
+		return strings.Contains(text, word)
+	})
 }
 
 func (s *store) explain(op string, a answer) error {

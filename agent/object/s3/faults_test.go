@@ -88,6 +88,13 @@ func TestOpenErrors(t *testing.T) {
 	}
 }
 
+// stubServer starts a server that answers as it likes.
+func stubServer(t *testing.T, answer http.HandlerFunc) (url string) {
+	server := httptest.NewServer(answer)
+	t.Cleanup(server.Close)
+	return server.URL
+}
+
 // stub opens a store whose server answers as it likes once it is open.
 func stub(t *testing.T, answer http.HandlerFunc) object.Store {
 	t.Helper()

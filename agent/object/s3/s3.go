@@ -8,12 +8,15 @@ package s3
 
 import (
 	"context"
+	"crypto/md5"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
 	"iter"
 	"net/http"
 	"strings"
+	"sync/atomic"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
@@ -46,6 +49,8 @@ type store struct {
 	client         *s3.Client
 	bucket, prefix string
 	where          string // for errors
+	class          types.StorageClass
+	sums           atomic.Bool // the bucket wants a Content-MD5 with each object
 }
 
 func open(ctx context.Context, u object.URL, env map[string]string, create bool) (object.Store, error) {
@@ -58,7 +63,7 @@ func open(ctx context.Context, u object.URL, env map[string]string, create bool)
 	if err != nil {
 		return nil, fail(err)
 	}
-	s := &store{client: c, bucket: u.Container, prefix: u.Prefix, where: u.String()}
+	s := &store{client: c, bucket: u.Container, prefix: u.Prefix, where: u.String(), class: types.StorageClass(u.StorageClass)}
 	err = s.probe(ctx)
 	if errors.Is(err, errBucket) && create {
 		err = s.createBucket(ctx, settings)
@@ -106,14 +111,41 @@ func (s *store) Put(ctx context.Context, name string, data []byte) error {
 	}
 	body := object.NewUpload(data)
 	defer body.Release()
-	_, err := s.client.PutObject(ctx, &s3.PutObjectInput{
+	input := &s3.PutObjectInput{
 		Bucket: &s.bucket, Key: aws.String(s.key(name)), Body: body, ContentLength: aws.Int64(int64(len(data))),
 		ContentType: aws.String("application/octet-stream"),
-	})
+	}
+	if len(data) >= leastClassed {
+		input.StorageClass = s.class
+	}
+	if s.sums.Load() {
+		addMD5(input, data)
+	}
+	_, err := s.client.PutObject(ctx, input)
+	if a, found := readAnswer(err); found && a.wantsMD5() && input.ContentMD5 == nil {
+		// A bucket with a default retention takes no object without it: Amazon S3
+		// user guide, "Object Lock considerations".
+		s.sums.Store(true)
+		addMD5(input, data)
+		if _, err := body.Seek(0, io.SeekStart); err != nil {
+			return s.fail(ctx, "put", name, err)
+		}
+		_, err = s.client.PutObject(ctx, input)
+	}
 	if err != nil {
 		return s.fail(ctx, "put", name, err)
 	}
 	return nil
+}
+
+// leastClassed is the size of the smallest objects that get the target's storage
+// class, in bytes. The classes for what is seldom read bill smaller ones as if
+// they had it: Amazon S3 user guide, "Understanding storage classes".
+const leastClassed = 128 << 10
+
+func addMD5(input *s3.PutObjectInput, data []byte) {
+	sum := md5.Sum(data)
+	input.ContentMD5 = aws.String(base64.StdEncoding.EncodeToString(sum[:]))
 }
 
 func (s *store) Get(ctx context.Context, name string, p []byte, off int64) (int, error) {
@@ -201,26 +233,39 @@ func (s *store) Delete(ctx context.Context, names ...string) error {
 			return err
 		}
 	}
+	var held object.RetainedError
 	for len(names) > 1 {
 		batch := names[:min(len(names), pageSize)]
-		if err := s.deleteMany(ctx, batch); err != nil {
+		if err := s.deleteMany(ctx, batch, &held); err != nil {
 			return err
 		}
 		names = names[len(batch):]
 	}
 	for _, name := range names {
 		_, err := s.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(name))})
-		if a, found := readAnswer(err); found && a.code == "NoSuchKey" {
-			err = nil
-		}
-		if err != nil {
+		a, found := readAnswer(err)
+		switch {
+		case found && a.code == "NoSuchKey":
+		case found && a.retained():
+			hold(&held, name, a)
+		case err != nil:
 			return s.fail(ctx, "delete", name, err)
 		}
+	}
+	if len(held.Names) > 0 {
+		return &object.Error{Op: "delete", Store: s.where, Err: &held}
 	}
 	return nil
 }
 
-func (s *store) deleteMany(ctx context.Context, names []string) error {
+func hold(held *object.RetainedError, name string, a answer) {
+	if len(held.Names) == 0 {
+		held.Said = a.String()
+	}
+	held.Names = append(held.Names, name)
+}
+
+func (s *store) deleteMany(ctx context.Context, names []string, held *object.RetainedError) error {
 	objects := make([]types.ObjectIdentifier, len(names))
 	for i, name := range names {
 		objects[i].Key = aws.String(s.key(name))
@@ -234,10 +279,13 @@ func (s *store) deleteMany(ctx context.Context, names []string) error {
 	}
 	for _, e := range out.Errors {
 		a := answer{code: aws.ToString(e.Code), message: aws.ToString(e.Message)}
-		if a.code == "NoSuchKey" {
+		name := strings.TrimPrefix(aws.ToString(e.Key), s.key(""))
+		if a.retained() {
+			hold(held, name, a)
+		}
+		if a.code == "NoSuchKey" || a.retained() {
 			continue
 		}
-		name := strings.TrimPrefix(aws.ToString(e.Key), s.key(""))
 		return &object.Error{Op: "delete", Name: name, Store: s.where, Err: s.explain("delete", a), Temporary: a.temporary()}
 	}
 	return nil
