@@ -269,7 +269,7 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatalf("%d, %v, version %q", answer.StatusCode, err, d.OpenAPI)
 	}
 	want := []string{
-		"/v1/attachments", "/v1/attachments/{attachment}", "/v1/backups", "/v1/backups/expire", "/v1/backups/{backup}", "/v1/backups/{backup}/restore", "/v1/backups/{backup}/verify",
+		"/v1/attachments", "/v1/attachments/{attachment}", "/v1/backups", "/v1/backups/expire", "/v1/backups/{backup}", "/v1/backups/{backup}/diff/{other}", "/v1/backups/{backup}/restore", "/v1/backups/{backup}/verify",
 		"/v1/mounts", "/v1/mounts/{mount}", "/v1/operations", "/v1/operations/{operation}", "/v1/operations/{operation}/events", "/v1/quota",
 		"/v1/snapshots", "/v1/snapshots/{snapshot}", "/v1/snapshots/{snapshot}/diff/{other}", "/v1/status", "/v1/targets", "/v1/targets/{target}", "/v1/targets/{target}/prune", "/v1/targets/{target}/sync", "/v1/targets/{target}/verify",
 		"/v1/targets/{target}/description", "/v1/targets/{target}/keys", "/v1/targets/{target}/keys/{slot}", "/v1/targets/{target}/keys/{slot}/rotate",

@@ -11,15 +11,14 @@ import (
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 
-	"varve/agent"
 	"varve/layers"
 )
 
-// An Extent is a range that may differ between two snapshots.
+// An Extent is a range that may differ between two snapshots, or two backups.
 type Extent struct {
 	Offset int64  `json:"offset" doc:"bytes"`
 	Length int64  `json:"length" doc:"bytes"`
-	Kind   string `json:"kind" enum:"data,zero" doc:"what the second snapshot reads there"`
+	Kind   string `json:"kind" enum:"data,zero" doc:"what the second one reads there"`
 }
 
 // A diffLine is one line of a diff: an extent, or the end of all, with the
@@ -31,36 +30,52 @@ type diffLine struct {
 }
 
 func (s *Server) addDiff(h huma.API) {
-	huma.Get(h, "/v1/snapshots/{snapshot}/diff/{other}", s.diff, func(o *huma.Operation) {
-		o.Summary = "What may differ between two snapshots of a volume: lines of JSON, an extent each"
-		o.Responses = map[string]*huma.Response{"200": {
-			Description: `An extent a line, in ascending order; last {"end": true}, with "error" if it came early`,
-			Content:     map[string]*huma.MediaType{"application/x-ndjson": {}},
-		}}
-	})
+	describe := func(what string) func(o *huma.Operation) {
+		return func(o *huma.Operation) {
+			o.Summary = "What may differ between two " + what + " of a volume: lines of JSON, an extent each"
+			o.Responses = map[string]*huma.Response{"200": {
+				Description: `An extent a line, in ascending order; last {"end": true}, with "error" if it came early`,
+				Content:     map[string]*huma.MediaType{"application/x-ndjson": {}},
+			}}
+		}
+	}
+	huma.Get(h, "/v1/snapshots/{snapshot}/diff/{other}", func(ctx context.Context, in *struct {
+		Snapshot string `path:"snapshot" doc:"id, name, or VOLUME@SNAPSHOT"`
+		Other    string `path:"other" doc:"another of the same volume; its name alone will do"`
+	}) (*huma.StreamResponse, error) {
+		d, err := s.config.Agent.DiffSnapshots(ctx, in.Snapshot, in.Other)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return streamDiff(d.Extents(), d.Close), nil
+	}, describe("snapshots"))
+	huma.Get(h, "/v1/backups/{backup}/diff/{other}", func(ctx context.Context, in *struct {
+		Backup string `path:"backup" doc:"id or name"`
+		Other  string `path:"other" doc:"another of the same volume in the same target"`
+	}) (*huma.StreamResponse, error) {
+		d, err := s.config.Agent.DiffBackups(ctx, in.Backup, in.Other)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return streamDiff(d.Extents(ctx), d.Close), nil
+	}, describe("backups"))
 }
 
-func (s *Server) diff(ctx context.Context, in *struct {
-	Snapshot string `path:"snapshot" doc:"id, name, or VOLUME@SNAPSHOT"`
-	Other    string `path:"other" doc:"another of the same volume; its name alone will do"`
-}) (*huma.StreamResponse, error) {
-	d, err := s.config.Agent.DiffSnapshots(ctx, in.Snapshot, in.Other)
-	if err != nil {
-		return nil, answerFor(err)
-	}
+// streamDiff answers with extents as they come.
+func streamDiff(extents iter.Seq2[layers.Extent, error], end func() error) *huma.StreamResponse {
 	return &huma.StreamResponse{Body: func(hc huma.Context) {
-		defer d.Close() // Nothing was written.
+		defer end() // Nothing was written.
 		_, w := humago.Unwrap(hc)
 		w.Header().Set("Content-Type", "application/x-ndjson")
 		out := bufio.NewWriterSize(w, 64<<10)
-		writeDiff(hc.Context(), json.NewEncoder(out), d)
+		writeDiff(hc.Context(), json.NewEncoder(out), extents)
 		out.Flush() // It fails if the client is gone, and then nobody cares.
-	}}, nil
+	}}
 }
 
-func writeDiff(ctx context.Context, lines *json.Encoder, d *agent.Diff) {
+func writeDiff(ctx context.Context, lines *json.Encoder, extents iter.Seq2[layers.Extent, error]) {
 	end := diffLine{End: true}
-	for e, err := range d.Extents() {
+	for e, err := range extents {
 		if err == nil {
 			err = ctx.Err()
 		}
@@ -68,28 +83,43 @@ func writeDiff(ctx context.Context, lines *json.Encoder, d *agent.Diff) {
 			end.Error = err.Error()
 			break
 		}
-		kind := "data"
-		if e.Kind == layers.Zero {
-			kind = "zero"
-		}
-		if lines.Encode(diffLine{Extent: &Extent{e.Off, e.Len, kind}}) != nil {
+		shown := DescribeExtent(e)
+		if lines.Encode(diffLine{Extent: &shown}) != nil {
 			return // the client is gone
 		}
 	}
 	lines.Encode(end) // As above.
 }
 
+// DescribeExtent is an extent of a diff as the API shows it.
+func DescribeExtent(e layers.Extent) Extent {
+	kind := "data"
+	if e.Kind == layers.Zero {
+		kind = "zero"
+	}
+	return Extent{e.Off, e.Len, kind}
+}
+
 // DiffSnapshots yields what may differ between two snapshots of a volume, as
 // it comes. An error ends the sequence.
 func (c *Client) DiffSnapshots(ctx context.Context, from, to string) iter.Seq2[Extent, error] {
+	return c.diff(ctx, "snapshot", from, to)
+}
+
+// DiffBackups is DiffSnapshots for two backups.
+func (c *Client) DiffBackups(ctx context.Context, from, to string) iter.Seq2[Extent, error] {
+	return c.diff(ctx, "backup", from, to)
+}
+
+func (c *Client) diff(ctx context.Context, kind, from, to string) iter.Seq2[Extent, error] {
 	return func(yield func(Extent, error) bool) {
 		for _, name := range []string{from, to} {
-			if _, err := ref("snapshot", name); err != nil {
+			if _, err := ref(kind, name); err != nil {
 				yield(Extent{}, err)
 				return
 			}
 		}
-		answer, err := c.send(ctx, http.MethodGet, path("snapshots", from, "diff", to), nil)
+		answer, err := c.send(ctx, http.MethodGet, path(kind+"s", from, "diff", to), nil)
 		if err != nil {
 			yield(Extent{}, err)
 			return

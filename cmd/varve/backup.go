@@ -24,6 +24,7 @@ func (p *program) backupCommand() *cli.Command {
 			(*call).backupCreate),
 		p.verb("list", "", "list backups, newest first", outputFlags(), (*call).backupList),
 		p.verb("show", "BACKUP", "show one backup", outputFlags(long), (*call).backupShow),
+		p.backupDiffVerb(),
 		p.verb("restore", "BACKUP [TO]", "restore into a new volume, over the volume TO, or, with --target URL, into the file TO",
 			outputFlags(waitFlags(
 				&cli.StringFlag{Name: "name", Usage: "`NAME` of the new volume; the source's if left out"},

@@ -2,18 +2,24 @@ package main
 
 import (
 	"fmt"
+	"iter"
 
 	"github.com/urfave/cli/v2"
+
+	"varve/agent/api"
 )
 
 // maxDiffRows bounds what a table of extents keeps in memory to be drawn.
 const maxDiffRows = 100_000
 
+// diffHelp is what the help of both diffs says.
+const diffHelp = "It is known from the maps; no data is read. Kind is what the second one reads there: data, or zero. " +
+	"The first may be the newer one. -o value prints extents as they come, however many."
+
 func (p *program) diffVerb() *cli.Command {
 	command := p.verb("diff", "SNAPSHOT SNAPSHOT", "print the extents that changed between two snapshots of a volume",
 		outputFlags(), (*call).snapshotDiff)
-	command.Description = "It is known from the maps; no data is read. Kind is what the second snapshot reads there: data, or zero. " +
-		"The first may be the newer one. The second may be named without its volume. -o value prints extents as they come, however many."
+	command.Description = diffHelp + " The second may be named without its volume."
 	return command
 }
 
@@ -26,11 +32,16 @@ func (c *call) snapshotDiff() error {
 	if err != nil {
 		return err
 	}
+	return c.printDiff(out, client.DiffSnapshots(c.ctx, c.args[0], c.args[1]))
+}
+
+// printDiff prints extents, and how many bytes they are.
+func (c *call) printDiff(out format, extents iter.Seq2[api.Extent, error]) (err error) {
 	columns := []string{"Offset", "Length", "Kind"}
 	var rows []row
 	total := map[string]int64{} // bytes by kind
 	count := 0
-	for e, err := range client.DiffSnapshots(c.ctx, c.args[0], c.args[1]) {
+	for e, err := range extents {
 		if err != nil {
 			return err
 		}
@@ -41,7 +52,7 @@ func (c *call) snapshotDiff() error {
 		case out.kind == "value":
 			err = out.list(c.stdout, columns, []row{r})
 		case len(rows) == maxDiffRows:
-			err = fmt.Errorf("snapshot diff: there are more than %d extents: -o value prints them as they come", maxDiffRows)
+			err = fmt.Errorf("%s: there are more than %d extents: -o value prints them as they come", commandName(c.Context), maxDiffRows)
 		default:
 			rows = append(rows, r)
 		}
