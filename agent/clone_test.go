@@ -88,7 +88,7 @@ func TestClonesThatCannotBeMadeLeaveNothing(t *testing.T) {
 		{NewVolume{Name: "c", Snapshot: "s", Size: 4096}, Invalid, "at least its 1048576 bytes"},
 		{NewVolume{Name: "c", Source: "v", Size: 4096}, Invalid, "at least its 1048576 bytes"},
 		{NewVolume{Name: "c", Source: "v", Size: 1000}, Invalid, "multiple of 512"},
-		{NewVolume{Name: "c", Source: "v", Size: 1 << 62}, Invalid, "clone"},
+		{NewVolume{Name: "c", Source: "v", Size: 1 << 62}, TooLarge, "16 TiB"},
 		{NewVolume{Name: "c", Snapshot: "none"}, NotFound, "none"},
 		{NewVolume{Name: "c", Source: "none"}, NotFound, "none"},
 	} {

@@ -203,7 +203,10 @@ func checkSize(size int64) error {
 // fails.
 func dataError(doing string, err error) error {
 	reason := Unavailable
+	var large *layers.TooLargeError
 	switch {
+	case errors.As(err, &large):
+		reason = TooLarge
 	case errors.Is(err, fs.ErrInvalid):
 		reason = Invalid
 	case errors.Is(err, layers.ErrCorrupt):

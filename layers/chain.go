@@ -15,8 +15,8 @@ const (
 	maxLayers       = 65533 // slots of the block map, less absent and zero
 
 	sectorSize = 512
-	// MaxSize is the largest volume, in bytes: a file of ext4 with blocks of
-	// 4 KiB cannot be longer (ext4 documentation, "High Level Design").
+	// MaxSize is the largest volume, in bytes. Files of ext4 with blocks of 4 KiB
+	// have at most one block less (ext4 documentation, "High Level Design").
 	MaxSize = 1 << 44
 )
 
@@ -57,7 +57,7 @@ func checkSize(size int64) error {
 	case size < sectorSize:
 		return fmt.Errorf("size %d: less than %d bytes: %w", size, sectorSize, fs.ErrInvalid)
 	case size > MaxSize:
-		return fmt.Errorf("size %d: more than %d bytes (16 TiB): %w", size, int64(MaxSize), fs.ErrInvalid)
+		return &TooLargeError{Size: size, Limit: MaxSize}
 	case size%sectorSize != 0:
 		return fmt.Errorf("size %d: not a multiple of %d bytes: %w", size, sectorSize, fs.ErrInvalid)
 	}

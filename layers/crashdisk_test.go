@@ -35,6 +35,7 @@ type memWorld struct {
 	hook func() // called before each operation, without mu
 	fail func(op, name string) error
 	left int64  // bytes that it says are free; 0: more than anybody asks for
+	most int64  // bytes of a file; 0: no limit
 	sent []span // blocks of .data files that writeBack was called for
 }
 
@@ -351,6 +352,9 @@ func (f *memFile) punch(off, n int64) error {
 func (f *memFile) truncate(size int64) error {
 	if err := f.d.begin("truncate", f.name); err != nil {
 		return err
+	}
+	if f.d.most > 0 && size > f.d.most {
+		return &fs.PathError{Op: "truncate", Path: f.name, Err: syscall.EFBIG}
 	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()

@@ -84,7 +84,7 @@ func createLayer(d disk, id, volume ID, size int64) (*layerFile, error) {
 		l.close()
 		return nil, err
 	}
-	err = l.data.truncate(blocksOf(size) * BlockSize)
+	err = setLength(d, l.data, size)
 	if err == nil {
 		err = l.maps.writeAt(encodeMapHeader(id, volume), 0)
 	}

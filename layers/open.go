@@ -23,7 +23,8 @@ const (
 // Create makes a volume of size bytes in dir, which must not exist or be empty,
 // and opens it. size is a multiple of 512, from 512 to MaxSize; the volume
 // takes 8 MiB for its journal and grows with what is written. A directory that
-// holds a volume already is fs.ErrExist, a wrong size fs.ErrInvalid. After an
+// holds a volume already is fs.ErrExist, a wrong size fs.ErrInvalid, one that is
+// too large, here or anywhere, a *TooLargeError. After an
 // error nothing is left but empty directories.
 func Create(dir string, id ID, size int64, o Options) (*Volume, error) {
 	if id.IsZero() {
@@ -345,7 +346,7 @@ func (v *Volume) removeLeftOvers() error {
 }
 
 func (v *Volume) leftOver(name string) bool {
-	if name == chainTemp || name == journalTemp || name == headerTemp {
+	if name == chainTemp || name == journalTemp || name == headerTemp || name == limitTemp {
 		return true
 	}
 	id, ok := layerOfName(name)

@@ -227,7 +227,8 @@ func (v *Volume) setBoundary(id ID, from, to uint32) error {
 }
 
 // Grow makes the volume larger; what is new reads as zeros. The same size is
-// not an error, a smaller one is fs.ErrInvalid.
+// not an error, a smaller one is fs.ErrInvalid, one that the file system has no
+// files for a *TooLargeError.
 func (v *Volume) Grow(size int64) error {
 	if err := v.grow(size); err != nil {
 		return fmt.Errorf("grow volume %s: %w", v.id, err)
@@ -253,7 +254,7 @@ func (v *Volume) grow(size int64) error {
 	if size == old {
 		return nil
 	}
-	if err := v.head.data.truncate(blocksOf(size) * BlockSize); err != nil {
+	if err := setLength(v.d, v.head.data, size); err != nil {
 		return err
 	}
 	err := v.setChain(func(c *chain) { c.Layers[c.Head].Size = size })
