@@ -50,6 +50,10 @@ type Config struct {
 	// refused.
 	Devices Devices
 
+	// GuestRequests returns how many requests the users of volumes have made
+	// so far. Backups hold back where they would hurt them. Nil: they never do.
+	GuestRequests func() int64
+
 	// PollInterval is how often the targets are asked for backups that other
 	// hosts made or deleted. 0: only when SyncTarget is called.
 	PollInterval time.Duration
@@ -83,6 +87,7 @@ type Agent struct {
 	restoreEvery int64          // bytes from one checkpoint of a restore to the next
 	room         roomWatch
 	copy         catalogCopy
+	courtesy     *courtesy
 	closing      sync.Once
 
 	attaching sync.Mutex // one device comes or goes at a time
@@ -160,6 +165,9 @@ func catalogDir(state string) string { return filepath.Join(state, "catalog") }
 
 // newAgent returns an agent that has nothing open but the catalog.
 func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catalog) *Agent {
+	if c.GuestRequests == nil {
+		c.GuestRequests = func() int64 { return 0 }
+	}
 	a := &Agent{
 		config:       c,
 		log:          c.Log,
@@ -169,6 +177,7 @@ func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catal
 		moving:       make(chan struct{}, maxMoving),
 		insistence:   usualInsistence,
 		restoreEvery: restoreEvery,
+		courtesy:     &courtesy{requests: c.GuestRequests},
 		volumes:      map[layers.ID]*volume{},
 		devices:      map[layers.ID]*attached{},
 		targets:      map[layers.ID]*target{},

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -58,6 +59,8 @@ type Server struct {
 	// HandshakeTimeout bounds the time from accept to the first request.
 	// Zero means 30 seconds.
 	HandshakeTimeout time.Duration
+
+	requests atomic.Int64 // see Requests
 
 	mu        sync.Mutex
 	closing   bool
@@ -237,3 +240,7 @@ func (s *Server) log() *slog.Logger               { return cmp.Or(s.Log, slog.De
 func (s *Server) maxConnections() int             { return cmp.Or(s.MaxConnections, 128) }
 func (s *Server) inFlight() int64                 { return cmp.Or(s.InFlight, 32<<20) }
 func (s *Server) handshakeTimeout() time.Duration { return cmp.Or(s.HandshakeTimeout, 30*time.Second) }
+
+// Requests returns how many requests of all its connections the server has
+// taken, about: each connection adds its own when it has no more at hand.
+func (s *Server) Requests() int64 { return s.requests.Load() }

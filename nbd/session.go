@@ -55,6 +55,7 @@ type session struct {
 
 	// Of the reader.
 	request request
+	counted int64  // requests since the server's count was raised
 	batch   *batch // replies that it has not sent
 	pace    pace
 
@@ -187,6 +188,7 @@ func (s *session) transmit() error {
 		if s.request.cmd == cmdDisc {
 			return nil
 		}
+		s.counted++
 		if err := s.accept(&s.request); err != nil {
 			return err
 		}
@@ -269,6 +271,8 @@ func (s *session) room() *batch {
 // sendBatch sends what the reader has gathered.
 func (s *session) sendBatch() {
 	s.pace.stop()
+	s.server.requests.Add(s.counted)
+	s.counted = 0
 	if s.batch.empty() {
 		return
 	}

@@ -60,7 +60,7 @@ func (w *writer) copy(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	late := time.AfterFunc(footingFresh/2, func() { w.session.start(ctx) }) // its error is the next caller's
 	defer late.Stop()
-	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget)
+	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget, w.job.Turn)
 	w.merges = new(errgroup.Group)
 	w.merges.SetLimit(mergesMax)
 
@@ -80,7 +80,12 @@ func (w *writer) copy(ctx context.Context) error {
 		g.Go(func() error {
 			ids, size := newKeyed(w.key.ids), w.job.Source.Size()
 			for t := range work {
+				end, err := w.job.Turn(ctx)
+				if err != nil {
+					return err
+				}
 				t.process(w.job.Source, size, ids, trier)
+				end()
 				t.done <- struct{}{}
 			}
 			return nil

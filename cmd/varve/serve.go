@@ -104,10 +104,11 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 	if err := c.protect(d.nbd); err != nil {
 		return nil, err
 	}
-	places := stores{c.environ}
+	places, devices := stores{c.environ}, newKernelDevices(d.log)
 	a, err := agent.Start(context.WithoutCancel(c.ctx), agent.Config{
-		State: state, FreezeHelper: []string{freezeHelperName}, Devices: newKernelDevices(d.log),
-		OpenStore: places.open, CreateStore: places.create, PollInterval: c.Duration("poll-interval"), Log: d.log,
+		State: state, FreezeHelper: []string{freezeHelperName}, Devices: devices,
+		GuestRequests: func() int64 { return d.nbd.Requests() + devices.server.Requests() },
+		OpenStore:     places.open, CreateStore: places.create, PollInterval: c.Duration("poll-interval"), Log: d.log,
 	})
 	if err != nil {
 		return nil, err

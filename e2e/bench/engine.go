@@ -49,6 +49,7 @@ var engineJobList = []struct {
 	{"snapshot create", snapshotUnderLoad},
 	{"snapshot delete", deleteHidden},
 	{"open", openLarge},
+	{"backup", besideBackup},
 }
 
 // engineJobs runs the jobs on volumes alone.
