@@ -3,7 +3,6 @@ package repo
 import (
 	"cmp"
 	"context"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -25,6 +24,11 @@ type AuditOptions struct {
 	Rate    int64     // bytes a second that are read at most; 0: no limit
 	Since   time.Time // Deep leaves out packs that the ledger has as sound since then; zero: none
 	Ledger  Ledger
+
+	// Repair writes what is damaged anew where what it held can be found, in
+	// other backups or in what Heal offers. Heal may be nil.
+	Repair bool
+	Heal   func(ctx context.Context, volume layers.ID) (Source, error)
 
 	// Progress is told the stored bytes that were dealt with and those to deal
 	// with, an estimate at first, if it is not nil; never by two goroutines at
@@ -64,6 +68,9 @@ type Finding struct {
 	Offset  int64     // bytes from the start of the object
 	Err     error     // a DamageError
 	Backups []Touched // whose data is lost by it; none: nothing but what the place itself is for
+
+	// Repaired: what was there is written elsewhere now, and found there.
+	Repaired bool
 }
 
 // An AuditReport says what was read and found.
@@ -75,9 +82,11 @@ type AuditReport struct {
 	Bytes    int64     // read of packs
 	Read     int64     // packs read whole
 	Skipped  int64     // packs that were left out since they were read not long ago
+	Known    int64     // packs of which it is known when they were read whole
 	Oldest   time.Time // of the packs that backups need, when the one was read whole that was read longest ago; zero: never
-	Findings []Finding // at most maxDamage
-	Count    int64     // of all findings
+	Healed   int64     // frames that were written anew
+	Findings []Finding // at most maxDamage, those that were not repaired first
+	Count    int64     // of all findings that were not repaired
 	Damaged  []Touched // the backups that something of is lost, and how much by all findings together
 }
 
@@ -116,7 +125,7 @@ func (r *Repo) Audit(ctx context.Context, o AuditOptions) (AuditReport, error) {
 	}
 	a := &audit{
 		repo: r, options: o, index: make(map[packID]int32), keyIndex: make(map[keyRef]int32),
-		places: make(map[damagePlace]int), whole: make(map[string]int), flagged: make(map[packID]bool), lost: make(map[layers.ID]*lost),
+		places: make(map[damagePlace]int), whole: make(map[string]int), flagged: make(map[packID]bool), account: make(map[packID]bool), repaired: make(map[damagePlace]bool), lost: make(map[layers.ID]*lost),
 	}
 	err := a.run(ctx)
 	a.report.Packs = int64(len(a.packs))
@@ -164,14 +173,17 @@ type audit struct {
 	packs    []auditPack
 	index    map[packID]int32 // in packs
 
-	mu      sync.Mutex // all below
-	report  AuditReport
-	places  map[damagePlace]int // index in report.Findings; tooMany
-	whole   map[string]int      // by object, of one that is missing or cut
-	flagged map[packID]bool     // packs with damage
-	lost    map[layers.ID]*lost // by backup
-	done    int64
-	total   int64
+	mu       sync.Mutex // all below
+	report   AuditReport
+	places   map[damagePlace]int         // index in report.Findings; tooMany
+	whole    map[string]int              // by object, of one that is missing or cut
+	account  map[packID]bool             // those that are missing, cut, or say wrong things of themselves
+	needed   map[sectionKey]*neededFrame // of flagged packs, at most healMax
+	repaired map[damagePlace]bool
+	flagged  map[packID]bool     // packs with damage
+	lost     map[layers.ID]*lost // by backup
+	done     int64
+	total    int64
 }
 
 // A listedPack is a pack as a listing has it.
@@ -206,6 +218,12 @@ func (a *audit) run(ctx context.Context) error {
 	// read.
 	if a.report.Count > 0 && ctx.Err() == nil {
 		err = errors.Join(err, a.trace(ctx))
+		if err == nil && a.options.Repair {
+			if err = a.heal(ctx); err == nil && a.report.Healed > 0 {
+				err = a.trace(ctx)
+			}
+		}
+		a.settle()
 	}
 	return err
 }
@@ -241,23 +259,18 @@ func (a *audit) list(ctx context.Context) error {
 	return a.checkSmall(ctx)
 }
 
-// packOf reads what packName wrote.
+// packOf reads the name of a pack.
 func packOf(name string) (packID, bool) {
-	where := inData
-	if strings.HasPrefix(name, "m/") {
-		where = inLeaves
-	}
-	p := packID{where: where}
-	n, err := hex.Decode(p.id[:], []byte(name[max(0, len(name)-2*len(p.id)):]))
-	return p, err == nil && n == len(p.id) && p.name() == name
+	where, id, ok := parsePack(name)
+	return packID{where, id}, ok
 }
 
 // checkSmall reads the objects that are not of one backup: key slots and
-// volume keys; from Map on also sessions and tombstones.
+// volume keys; from Map on also sessions, tombstones, lists and relocations.
 func (a *audit) checkSmall(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(restoreFetches)
-	for _, prefix := range []string{slotPrefix, sessionRoot, volumesRoot} {
+	for _, prefix := range []string{slotPrefix, sessionRoot, listRoot, volumesRoot} {
 		for info, err := range a.repo.store.List(ctx, prefix) {
 			if err != nil {
 				return errors.Join(fmt.Errorf("list %s: %w", prefix, err), g.Wait())
@@ -303,6 +316,21 @@ func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error)
 	}
 	if a.options.Level < Map {
 		return 0, nil
+	}
+	if _, _, ok := parseRelocationName(name); ok {
+		return relocationLimit, func(b []byte) error {
+			_, err := r.parseRelocation(name, b)
+			return err
+		}
+	}
+	if id, ok := parseList(name); ok {
+		return maxList, func(b []byte) error {
+			c, err := r.openCondemned(b)
+			if err == nil && c.id != id {
+				err = fmt.Errorf("it is list %s", c.id)
+			}
+			return err
+		}
 	}
 	if id, ok := n.tombstone(); ok {
 		return maxBody, body(kindTombstone, id, 0)
@@ -393,7 +421,7 @@ func (a *audit) probe(ctx context.Context, p *auditPack, end int64) error {
 			}
 			p.size = h.total
 		}
-		return a.noteIn(p.packID, err)
+		return a.noteAccount(p.packID, err)
 	}
 	var last [2]byte
 	n, err := a.repo.store.Get(ctx, name, last[:], p.size-1)
@@ -438,7 +466,12 @@ func (a *audit) readLedger() error {
 // tellOldest puts into the report when the pack was read that was read longest
 // ago.
 func (a *audit) tellOldest() {
-	a.report.Oldest = time.Time{}
+	a.report.Oldest, a.report.Known = time.Time{}, 0
+	for i := range a.packs {
+		if a.packs[i].sound > 0 {
+			a.report.Known++
+		}
+	}
 	if len(a.packs) == 0 {
 		return
 	}

@@ -50,7 +50,29 @@ func (a *audit) checkVolume(ctx context.Context, volume int32, roots []listedRoo
 	if a.options.Level < Map {
 		return nil
 	}
-	return a.checkLeaves(ctx, volume, roots[0].name.volume, slices.Collect(maps.Values(leaves)))
+	if err := a.checkLeaves(ctx, volume, roots[0].name.volume, slices.Collect(maps.Values(leaves))); err != nil {
+		return err
+	}
+	return a.needMoved(ctx, volume, roots[0].name.volume)
+}
+
+// needMoved adds the packs that relocations lead to from packs that are needed.
+func (a *audit) needMoved(ctx context.Context, volume int32, id layers.ID) error {
+	hops, err := a.repo.hops(ctx, id)
+	if err != nil {
+		return err
+	}
+	for more := true; more; {
+		more = false
+		for _, h := range hops {
+			_, from := a.index[packID{inData, h.from}]
+			if _, to := a.index[packID{inData, h.to.id}]; from && !to {
+				a.need(volume, packID{inData, h.to.id}, h.to.key, 0)
+				more = true
+			}
+		}
+	}
+	return nil
 }
 
 // readRoot is nil for a root that is damaged, or deleted since it was listed.

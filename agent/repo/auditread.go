@@ -157,7 +157,7 @@ func checkSection(s *sealer, ids *blake3.Hasher, section *section, number uint32
 func (a *audit) readPack(ctx context.Context, p *auditPack, buf, plain []byte) error {
 	name := p.name()
 	if p.size > maxPack {
-		return a.noteIn(p.packID, damaged(name, maxPack, fmt.Errorf("it has %d bytes, and a pack has at most %d", p.size, int64(maxPack))))
+		return a.noteAccount(p.packID, damaged(name, maxPack, fmt.Errorf("it has %d bytes, and a pack has at most %d", p.size, int64(maxPack))))
 	}
 	b := buf[:p.size+1]
 	n, err := a.repo.store.Get(ctx, name, b, 0)
@@ -175,16 +175,13 @@ func (a *audit) readPack(ctx context.Context, p *auditPack, buf, plain []byte) e
 	checked := new(checkedPack)
 	key, err := checked.parse(ctx, a.repo, p.where, packRef{p.id, a.keys[p.key]}, b[:p.size])
 	if err != nil {
-		return a.noteIn(p.packID, err)
+		return a.noteAccount(p.packID, err)
 	}
 	s, ids := key.sealer(p.id), newKeyed(key.ids)
 	for i := range checked.sections {
 		section, off := &checked.sections[i], checked.offsets[i]
 		err := checkSection(s, ids, section, uint32(i), b[off:off+int64(section.stored)], plain)
-		if err != nil {
-			err = damaged(name, off, fmt.Errorf("section %d: %w", i, err))
-		}
-		if err := a.noteIn(p.packID, err); err != nil {
+		if err := a.noteSection(ctx, p, uint32(i), section.kind, off, err); err != nil {
 			return err
 		}
 		a.mu.Lock()
@@ -192,6 +189,19 @@ func (a *audit) readPack(ctx context.Context, p *auditPack, buf, plain []byte) e
 		a.mu.Unlock()
 	}
 	return nil
+}
+
+// noteSection is noteIn for a section that is not what it was, unless a
+// relocation has it elsewhere.
+func (a *audit) noteSection(ctx context.Context, p *auditPack, number uint32, kind sectionKind, off int64, err error) error {
+	if err == nil {
+		return nil
+	}
+	err = damaged(p.name(), off, fmt.Errorf("section %d: %w", number, err))
+	if _, _, err = a.repo.openMoved(ctx, a.keys[p.key].volume, sectionKey{p.id, number}, kind, err); err == nil {
+		return nil
+	}
+	return a.noteIn(p.packID, err)
 }
 
 // sample reads frames of packs that are drawn, the more often the longer the
@@ -228,7 +238,7 @@ func (a *audit) samplePack(ctx context.Context, p *auditPack, count int) error {
 	ref := packRef{p.id, a.keys[p.key]}
 	var checked checkedPack
 	if err := checked.read(ctx, a.repo, p.where, ref, true); err != nil {
-		return a.noteIn(p.packID, err)
+		return a.noteAccount(p.packID, err)
 	}
 	key, err := a.repo.volumeKey(ctx, ref.key)
 	if err != nil {
@@ -239,13 +249,14 @@ func (a *audit) samplePack(ctx context.Context, p *auditPack, count int) error {
 	for _, i := range order[:min(count, len(order))] {
 		section, off := &checked.sections[i], checked.offsets[i]
 		stored := make([]byte, section.stored)
-		err := a.repo.readRange(ctx, name, stored, off)
-		if err == nil {
-			if err = checkSection(s, ids, section, uint32(i), stored, nil); err != nil {
-				err = damaged(name, off, fmt.Errorf("section %d: %w", i, err))
+		if err := a.repo.readRange(ctx, name, stored, off); err != nil {
+			if err := a.noteIn(p.packID, err); err != nil {
+				return err
 			}
+			continue
 		}
-		if err := a.noteIn(p.packID, err); err != nil {
+		err := checkSection(s, ids, section, uint32(i), stored, nil)
+		if err := a.noteSection(ctx, p, uint32(i), section.kind, off, err); err != nil {
 			return err
 		}
 		a.mu.Lock()

@@ -79,6 +79,17 @@ func (a *audit) noteIn(pack packID, err error) error {
 	return nil
 }
 
+// noteAccount is noteIn for damage of what a pack says of itself.
+func (a *audit) noteAccount(pack packID, err error) error {
+	if err := a.noteIn(pack, err); err != nil || err == nil && !a.isFlagged(pack) {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.account[pack] = true
+	return nil
+}
+
 // noteWhole is noteIn for damage that says all there is to say about a pack.
 func (a *audit) noteWhole(pack packID, err error) error {
 	i, err := a.note(err)
@@ -87,7 +98,7 @@ func (a *audit) noteWhole(pack packID, err error) error {
 	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	a.flagged[pack] = true
+	a.flagged[pack], a.account[pack] = true, true
 	a.whole[pack.name()] = i
 	return nil
 }
@@ -139,6 +150,17 @@ func join(ranges []Range) []Range {
 // volumes that need a pack with damage once more, and tries to read what they
 // have in those packs. A frame whose pack has a damaged trailer may be whole.
 func (a *audit) trace(ctx context.Context) error {
+	a.needed = make(map[sectionKey]*neededFrame)
+	a.report.Damaged = nil
+	for id, all := range a.lost {
+		if len(all.ranges) > 0 {
+			delete(a.lost, id) // found again, if it still is
+		}
+	}
+	for i := range a.report.Findings {
+		f := &a.report.Findings[i]
+		f.Backups = slices.DeleteFunc(f.Backups, func(t Touched) bool { return len(t.Ranges) > 0 })
+	}
 	volumes := make(map[int32]bool)
 	for pack := range a.flagged {
 		p := &a.packs[a.index[pack]]
@@ -163,12 +185,41 @@ func (a *audit) trace(ctx context.Context) error {
 	return nil
 }
 
-// A rowDamage is what is lost of one row, by finding.
-type rowDamage map[int][]Range
+// settle leaves out the findings that are made good: damage of packs all of
+// whose frames are elsewhere too. What this audit repaired is told as such.
+func (a *audit) settle() {
+	stays, moved := make(map[string]bool), make(map[string]bool) // packs with needed frames that are nowhere else, or are
+	for _, n := range a.needed {
+		name := packName(inData, n.pack.id)
+		stays[name] = stays[name] || !n.moved
+		moved[name] = moved[name] || n.moved
+	}
+	var left, repaired []Finding
+	for _, f := range a.report.Findings {
+		superseded := moved[f.Object] && !stays[f.Object] || a.repaired[damagePlace{f.Object, f.Offset}]
+		switch {
+		case len(f.Backups) > 0 || !superseded:
+			left = append(left, f)
+			continue
+		case a.repaired[damagePlace{f.Object, wholePack}]:
+			f.Repaired = true
+			repaired = append(repaired, f)
+		}
+		a.report.Count--
+	}
+	a.report.Findings = append(left, repaired...)
+}
+
+// A rowDamage is what is lost of one row, by finding, and the frames that it
+// needs of packs with damage.
+type rowDamage struct {
+	lost   map[int][]Range
+	frames []sectionKey
+}
 
 // traceVolume looks at each row once, however many backups share it.
 func (a *audit) traceVolume(ctx context.Context, roots []listedRoot) error {
-	known := make(map[sectionKey]rowDamage) // by the row's newest leaf
+	known := make(map[sectionKey]*rowDamage) // by the row's newest leaf
 	for _, listed := range roots {
 		root, err := a.readRoot(ctx, listed)
 		if err != nil {
@@ -177,7 +228,7 @@ func (a *audit) traceVolume(ctx context.Context, roots []listedRoot) error {
 		if root == nil {
 			continue
 		}
-		found := make(rowDamage)
+		found := make(map[int][]Range)
 		for i := range root.spans.rows {
 			row := &root.spans.rows[i]
 			key := sectionKey{row.leaves[0].pack.id, row.leaves[0].number}
@@ -188,8 +239,13 @@ func (a *audit) traceVolume(ctx context.Context, roots []listedRoot) error {
 				}
 				known[key] = damage
 			}
-			for finding, ranges := range damage {
+			for finding, ranges := range damage.lost {
 				found[finding] = append(found[finding], ranges...)
+			}
+			for _, key := range damage.frames {
+				if n := a.needed[key]; n.broken && !root.backup.Boundary.IsZero() {
+					n.boundaries = append(n.boundaries, root.backup.Boundary)
+				}
 			}
 		}
 		b := &root.backup
@@ -211,21 +267,29 @@ func clip(ranges []Range, size int64) []Range {
 	return out
 }
 
-func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (rowDamage, error) {
-	damage := make(rowDamage)
+func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (*rowDamage, error) {
+	damage := &rowDamage{lost: make(map[int][]Range)}
 	l, err := a.repo.readRow(ctx, volume, *row)
 	i, other := a.note(err)
 	if other != nil {
 		return nil, other
 	}
 	if err != nil {
-		damage[i] = []Range{{row.first * layers.BlockSize, row.blocks * layers.BlockSize}}
+		damage.lost[i] = []Range{{row.first * layers.BlockSize, row.blocks * layers.BlockSize}}
 		return damage, nil
 	}
 	var frames []wanted
 	for _, w := range l.wantedOf(l.first, l.first+l.blocks) {
-		if a.flagged[packID{inData, w.pack.id}] {
-			frames = append(frames, w)
+		if !a.flagged[packID{inData, w.pack.id}] {
+			continue
+		}
+		frames = append(frames, w)
+		n, err := a.needFrame(ctx, volume, &w)
+		if err != nil {
+			return nil, err
+		}
+		if n != nil {
+			damage.frames = append(damage.frames, n.key())
 		}
 	}
 	g, ctx := errgroup.WithContext(ctx)
@@ -239,8 +303,11 @@ func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (rowDa
 				}
 				a.mu.Lock()
 				defer a.mu.Unlock()
+				if n := a.needed[sectionKey{w.pack.id, w.frame.number}]; n != nil {
+					n.broken = true
+				}
 				for _, p := range w.pieces {
-					damage[i] = append(damage[i], Range{p.block * layers.BlockSize, int64(p.count) * layers.BlockSize})
+					damage.lost[i] = append(damage.lost[i], Range{p.block * layers.BlockSize, int64(p.count) * layers.BlockSize})
 				}
 				return nil
 			})
@@ -248,4 +315,26 @@ func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (rowDa
 	}
 	err = g.Wait()
 	return damage, err
+}
+
+// needFrame remembers a frame of a pack with damage; nil if there are too many.
+func (a *audit) needFrame(ctx context.Context, volume layers.ID, w *wanted) (*neededFrame, error) {
+	key := sectionKey{w.pack.id, w.frame.number}
+	n := a.needed[key]
+	if n == nil {
+		if len(a.needed) == healMax {
+			return nil, nil
+		}
+		places, err := a.repo.movedTo(ctx, w.pack.key.volume, key)
+		if err != nil {
+			return nil, err
+		}
+		n = &neededFrame{pack: w.pack, frame: w.frame, volume: volume, moved: len(places) > 0}
+		for i := range n.blocks {
+			n.blocks[i] = -1
+		}
+		a.needed[key] = n
+	}
+	n.add(w.pieces)
+	return n, nil
 }

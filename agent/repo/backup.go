@@ -184,7 +184,11 @@ const (
 
 // sealBody makes a small object of fields under the repository's own key.
 func (r *Repo) sealBody(kind objectKind, backup layers.ID, f fields) []byte {
-	key, id, text := r.keys.own(), newObjectID(backup), f.append(nil)
+	return r.sealObject(kind, newObjectID(backup), f)
+}
+
+func (r *Repo) sealObject(kind objectKind, id objectID, f fields) []byte {
+	key, text := r.keys.own(), f.append(nil)
 	h := header{
 		kind: kind, suite: key.suite, id: id, key: key.ref, commitment: key.commitment(id),
 		inner: uint32(len(text) + tagSize), total: int64(headerSize + len(text) + tagSize),

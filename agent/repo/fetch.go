@@ -68,27 +68,45 @@ func (r *Repo) fetch(ctx context.Context, g *group, buf, plain []byte, each func
 	if err == nil {
 		err = r.readRange(ctx, name, buf[:g.length], g.off)
 	}
-	if err != nil {
-		for i := range g.frames {
-			if err := each(&g.frames[i], nil, err); err != nil {
-				return err
+	var s *sealer
+	if err == nil {
+		s = key.sealer(g.pack.id)
+	}
+	for i := range g.frames {
+		w, blocks, err := &g.frames[i], []byte(nil), err
+		if err == nil {
+			at := w.frame.off - g.off
+			blocks, err = openFrame(s, &w.frame, buf[at:at+int64(w.frame.stored)], plain)
+			if err != nil {
+				err = damaged(name, w.frame.off, fmt.Errorf("frame %d: %w", w.frame.number, err))
 			}
 		}
-		return nil
-	}
-	s := key.sealer(g.pack.id)
-	for i := range g.frames {
-		w := &g.frames[i]
-		at := w.frame.off - g.off
-		blocks, err := openFrame(s, &w.frame, buf[at:at+int64(w.frame.stored)], plain)
 		if err != nil {
-			err = damaged(name, w.frame.off, fmt.Errorf("frame %d: %w", w.frame.number, err))
+			blocks, err = r.fetchMoved(ctx, w, plain, err)
 		}
 		if err := each(w, blocks, err); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// fetchMoved reads a frame where a relocation says that it is too. Without one
+// it returns err, why it cannot be read where it was written.
+func (r *Repo) fetchMoved(ctx context.Context, w *wanted, plain []byte, err error) ([]byte, error) {
+	to, text, err := r.openMoved(ctx, w.pack.key.volume, sectionKey{w.pack.id, w.frame.number}, sectionFrame, err)
+	if err != nil {
+		return nil, err
+	}
+	f := frameRef{number: to.number, off: to.off, stored: to.stored, blocks: to.blocks, zstd: to.zstd}
+	blocks, err := f.expand(text, plain)
+	if err == nil && to.blocks != w.frame.blocks {
+		err = fmt.Errorf("%d blocks, expected %d", to.blocks, w.frame.blocks)
+	}
+	if err != nil {
+		return nil, damaged(packName(inData, to.pack.id), to.off, fmt.Errorf("frame %d: %w", to.number, err))
+	}
+	return blocks, nil
 }
 
 // openFrame authenticates and expands a frame. The result is in stored or in
@@ -98,6 +116,12 @@ func openFrame(s *sealer, f *frameRef, stored, plain []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	return f.expand(text, plain)
+}
+
+// expand returns the blocks of a frame that was opened, in text, in plain, or in
+// bytes of their own if plain is nil.
+func (f *frameRef) expand(text, plain []byte) ([]byte, error) {
 	n := int(f.blocks) * layers.BlockSize
 	if !f.zstd {
 		if len(text) != n {
@@ -157,18 +181,20 @@ func (r *Repo) readOneLeaf(ctx context.Context, volume layers.ID, ref *leafRef, 
 func (r *Repo) readSection(ctx context.Context, ref *leafRef, kind sectionKind) ([]byte, error) {
 	name := ref.pack.name()
 	key, err := r.volumeKey(ctx, ref.pack.key)
-	if err != nil {
-		return nil, err
-	}
 	b := make([]byte, ref.stored)
-	if err := r.readRange(ctx, name, b, ref.off); err != nil {
-		return nil, err
+	if err == nil {
+		err = r.readRange(ctx, name, b, ref.off)
 	}
-	text, err := key.sealer(ref.pack.id).open(b, kind, ref.number, nil)
-	if err != nil {
-		return nil, damaged(name, ref.off, err)
+	if err == nil {
+		text, err := key.sealer(ref.pack.id).open(b, kind, ref.number, nil)
+		if err == nil {
+			return text, nil
+		}
+		_, text, err = r.openMoved(ctx, ref.pack.key.volume, sectionKey{ref.pack.id, ref.number}, kind, damaged(name, ref.off, err))
+		return text, err
 	}
-	return text, nil
+	_, text, err := r.openMoved(ctx, ref.pack.key.volume, sectionKey{ref.pack.id, ref.number}, kind, err)
+	return text, err
 }
 
 // wantedOf lists the frames of the pieces that overlap [first, end).

@@ -107,6 +107,13 @@ func forms() []form {
 			}
 			return appendTrailer(nil, backup, sections), nil
 		}, 0, 1, false},
+		{"relocations", appendRelocations(nil, fixedID, exampleRelocations()), func(b []byte) ([]byte, error) {
+			rows, err := parseRelocations(b, fixedID)
+			if err != nil {
+				return nil, err
+			}
+			return appendRelocations(nil, fixedID, rows), nil
+		}, 0, 1, false},
 		{"inventory", appendInventoryText(nil, []packSize{{inData, objectID{1}, 5}, {inLeaves, objectID{2}, 1 << 33}}), func(b []byte) ([]byte, error) {
 			packs, err := parseInventory(b)
 			if err != nil {
@@ -121,6 +128,18 @@ func forms() []form {
 			}
 			return appendRoots(nil, roots), nil
 		}, 0, 1, false},
+	}
+}
+
+// exampleRelocations are rows of two packs to two others, in any order.
+func exampleRelocations() []relocation {
+	one := packRef{objectID{9}, keyRef{fixedID, 1, 7}}
+	two := packRef{objectID{8}, keyRef{otherID, 2, 8}}
+	return []relocation{
+		{sectionKey{objectID{1}, 0}, sectionPlace{one, 3, 5000, 4000, sectionFrame, 32, true}},
+		{sectionKey{objectID{1}, 1}, sectionPlace{two, 0, headerSize, 4096 + tagSize, sectionFrame, 1, false}},
+		{sectionKey{objectID{1}, 70_000}, sectionPlace{one, 0, headerSize, 99, sectionLeaf, 0, true}},
+		{sectionKey{objectID{2}, 5}, sectionPlace{two, 1, 1 << 33, 70_000, sectionFrame, 20, true}},
 	}
 }
 
@@ -341,16 +360,17 @@ func fuzzForm(f *testing.F, names ...string) {
 	})
 }
 
-func FuzzHead(f *testing.F)       { fuzzForm(f, "head") }
-func FuzzSlot(f *testing.F)       { fuzzForm(f, "slot", "slot of a key file") }
-func FuzzWrappedKey(f *testing.F) { fuzzForm(f, "wrapped key") }
-func FuzzHeader(f *testing.F)     { fuzzForm(f, "header") }
-func FuzzLeaf(f *testing.F)       { fuzzForm(f, "leaf") }
-func FuzzSpans(f *testing.F)      { fuzzForm(f, "spans") }
-func FuzzSummary(f *testing.F)    { fuzzForm(f, "summary") }
-func FuzzTrailer(f *testing.F)    { fuzzForm(f, "trailer") }
-func FuzzInventory(f *testing.F)  { fuzzForm(f, "inventory") }
-func FuzzRoots(f *testing.F)      { fuzzForm(f, "roots") }
+func FuzzHead(f *testing.F)        { fuzzForm(f, "head") }
+func FuzzSlot(f *testing.F)        { fuzzForm(f, "slot", "slot of a key file") }
+func FuzzWrappedKey(f *testing.F)  { fuzzForm(f, "wrapped key") }
+func FuzzHeader(f *testing.F)      { fuzzForm(f, "header") }
+func FuzzLeaf(f *testing.F)        { fuzzForm(f, "leaf") }
+func FuzzSpans(f *testing.F)       { fuzzForm(f, "spans") }
+func FuzzSummary(f *testing.F)     { fuzzForm(f, "summary") }
+func FuzzTrailer(f *testing.F)     { fuzzForm(f, "trailer") }
+func FuzzInventory(f *testing.F)   { fuzzForm(f, "inventory") }
+func FuzzRoots(f *testing.F)       { fuzzForm(f, "roots") }
+func FuzzRelocations(f *testing.F) { fuzzForm(f, "relocations") }
 
 // FuzzNames: whatever reads as a name writes the same name.
 func FuzzNames(f *testing.F) {
@@ -361,6 +381,7 @@ func FuzzNames(f *testing.F) {
 	f.Add(slotName(fixedID))
 	f.Add(listName(fixedID))
 	f.Add(packName(inLeaves, objectID{1, 2, 3}))
+	f.Add(relocationName(fixedID, objectID{1}))
 	f.Fuzz(func(t *testing.T, s string) {
 		if id, ok := parseSlotName(s); ok && slotName(id) != s {
 			t.Errorf("slot %q", s)
@@ -373,6 +394,9 @@ func FuzzNames(f *testing.F) {
 		}
 		if id, n, ok := parseSession(s); ok && sessionName(id, n) != s {
 			t.Errorf("session %q", s)
+		}
+		if volume, id, ok := parseRelocationName(s); ok && relocationName(volume, id) != s {
+			t.Errorf("relocation %q", s)
 		}
 		name, ok := parseVolumeName(s)
 		if !ok {

@@ -110,8 +110,40 @@ func (p *prune) removePacks(ctx context.Context, packs suspects) error {
 			return err
 		}
 		p.progress(bytes, 0)
+		for _, s := range batch {
+			p.freed[s.id] = true
+		}
 	}
 	return nil
+}
+
+// removeMoves removes the relocations that lead to nothing but packs which this
+// run freed.
+func (p *prune) removeMoves(ctx context.Context) error {
+	if len(p.freed) == 0 || p.options.DryRun {
+		return nil
+	}
+	var names []string
+	for info, err := range p.repo.store.List(ctx, volumesRoot) {
+		if err != nil {
+			return fmt.Errorf("list relocations: %w", err)
+		}
+		volume, _, ok := parseRelocationName(info.Name)
+		if !ok {
+			continue
+		}
+		hops, err := p.repo.hopsOf(ctx, volume, info.Name)
+		if err != nil {
+			return err
+		}
+		if len(hops) > 0 && !slices.ContainsFunc(hops, func(h hop) bool { return !p.freed[h.to.id] }) {
+			names = append(names, info.Name)
+		}
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	return p.remove(ctx, names)
 }
 
 // condemn writes lists of packs, with the roots that were there.

@@ -11,13 +11,14 @@ import (
 type objectKind uint8
 
 const (
-	kindData      objectKind = 1
-	kindLeaves    objectKind = 2
-	kindRoot      objectKind = 4
-	kindSession   objectKind = 5
-	kindCondemned objectKind = 8
-	kindTombstone objectKind = 11
-	kindLast                 = kindTombstone
+	kindData       objectKind = 1
+	kindLeaves     objectKind = 2
+	kindRoot       objectKind = 4
+	kindSession    objectKind = 5
+	kindRelocation objectKind = 7
+	kindCondemned  objectKind = 8
+	kindTombstone  objectKind = 11
+	kindLast                  = kindTombstone
 )
 
 const (

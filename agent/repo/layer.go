@@ -35,9 +35,14 @@ func (r *Repo) Layer(ctx context.Context, id layers.ID) (*Layer, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open backup %s: %w", id, err)
 	}
+	return r.layerOf(root), nil
+}
+
+// layerOf is the layer of a root that was read.
+func (r *Repo) layerOf(root *root) *Layer {
 	l := &Layer{repo: r, root: root}
 	l.ctx, l.end = context.WithCancelCause(r.life)
-	return l, nil
+	return l
 }
 
 // Close ends the reads that run. Later ones return ErrClosed.

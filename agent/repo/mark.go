@@ -41,6 +41,9 @@ func (p *prune) mark(ctx context.Context, roots rootsOf, packs suspects) error {
 				}
 			}
 			reached, err := m.run(ctx, candidates)
+			if err == nil {
+				reached, err = m.moved(ctx, candidates)
+			}
 			mu.Lock()
 			defer mu.Unlock()
 			if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion) {
@@ -158,6 +161,37 @@ func (m *marking) run(ctx context.Context, roots []listedRoot) ([]objectID, erro
 		}
 		if err := m.leaves(ctx, root); err != nil {
 			return nil, err
+		}
+	}
+	return m.reached, nil
+}
+
+// moved adds to what is reached the packs that relocations lead to: they are
+// needed as long as a pack that they lead from. One of those that is gone may be
+// needed as long as the volume has a backup.
+func (m *marking) moved(ctx context.Context, roots []listedRoot) ([]objectID, error) {
+	suspect, read := make(map[objectID]bool, len(m.packs)), make(map[layers.ID]bool)
+	for _, s := range m.packs {
+		suspect[s.id] = true
+	}
+	var hops []hop
+	for _, root := range roots {
+		if volume := root.name.volume; !read[volume] && len(m.wanted) > 0 {
+			read[volume] = true
+			more, err := m.repo.hops(ctx, volume)
+			if err != nil {
+				return nil, err
+			}
+			hops = append(hops, more...)
+		}
+	}
+	for more := true; more; {
+		more = false
+		for _, h := range hops {
+			if m.wanted[h.to.id] && (!suspect[h.from] || !m.wanted[h.from]) {
+				m.take(h.to.id)
+				more = true
+			}
 		}
 	}
 	return m.reached, nil

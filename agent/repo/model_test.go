@@ -164,7 +164,7 @@ func testRepo(t testing.TB, s object.Store, encrypted bool) *Repo {
 
 // backup makes an increment on the given parent, or a full one.
 func (v *volume) backup(ctx context.Context, r *Repo, parent layers.ID) (Backup, error) {
-	j := Job{ID: layers.NewID(), Volume: v.id, VolumeName: "data", Name: "nightly", Parent: parent, Source: v.source()}
+	j := Job{ID: layers.NewID(), Volume: v.id, VolumeName: "data", Name: "nightly", Parent: parent, Boundary: layers.NewID(), Source: v.source()}
 	if !parent.IsZero() {
 		j.Changes = v.changes()
 	}

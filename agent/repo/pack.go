@@ -108,6 +108,31 @@ func checkFooter(b []byte, h *header) error {
 var shapeOf = map[sectionKind]byte{sectionFrame: 0, sectionLeaf: 1, sectionInventory: 2}
 var kindOf = [4]sectionKind{sectionFrame, sectionLeaf, sectionInventory}
 
+// shapeByte is the shape of a section.
+func shapeByte(kind sectionKind, blocks uint8, zstd bool) byte {
+	shape := shapeOf[kind] << 6
+	if kind == sectionFrame {
+		shape |= blocks - 1
+	}
+	if zstd {
+		shape |= shapeZstd
+	}
+	return shape
+}
+
+// shape reads what shapeByte wrote.
+func (d *decoder) shape() (kind sectionKind, blocks uint8, zstd bool) {
+	shape := d.u8()
+	kind, blocks, zstd = kindOf[shape>>6], shape&shapeBlocks, shape&shapeZstd != 0
+	if kind == sectionFrame {
+		blocks++
+	}
+	if d.err == nil && (kind == 0 || kind != sectionFrame && (blocks != 0 || !zstd)) {
+		d.failf("unknown shape %#x of a section", shape)
+	}
+	return kind, blocks, zstd
+}
+
 const (
 	trailerVersion = 1
 	trailerNumber  = 1<<32 - 1 // what it is sealed as: no other section has it
@@ -121,14 +146,7 @@ func appendTrailer(b []byte, backup layers.ID, sections []section) []byte {
 	lengths := make([]uint32, len(sections))
 	for i := range sections {
 		s := &sections[i]
-		shape := shapeOf[s.kind] << 6
-		if s.kind == sectionFrame {
-			shape |= s.blocks - 1
-		}
-		if s.zstd {
-			shape |= shapeZstd
-		}
-		b = append(b, shape)
+		b = append(b, shapeByte(s.kind, s.blocks, s.zstd))
 		lengths[i] = s.stored
 	}
 	b = appendU24s(b, lengths)
@@ -162,14 +180,7 @@ func parseTrailer(b []byte) (backup layers.ID, sections []section, err error) {
 	sections = make([]section, d.count(20, "number of sections"))
 	for i := range sections {
 		s := &sections[i]
-		shape := d.u8()
-		s.kind, s.zstd, s.blocks = kindOf[shape>>6], shape&shapeZstd != 0, shape&shapeBlocks
-		if s.kind == sectionFrame {
-			s.blocks++
-		}
-		if d.err == nil && (s.kind == 0 || s.kind != sectionFrame && (s.blocks != 0 || !s.zstd)) {
-			d.failf("unknown shape %#x of a section", shape)
-		}
+		s.kind, s.blocks, s.zstd = d.shape()
 	}
 	d.u24s(len(sections), func(i int, v uint32) { sections[i].stored = v })
 	for i := range sections {

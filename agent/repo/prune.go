@@ -70,7 +70,7 @@ func (r *Repo) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
 	if o.Grace < 0 {
 		return PruneReport{}, fmt.Errorf("prune: a grace of %v", o.Grace)
 	}
-	p := &prune{repo: r, options: o, id: layers.NewID()}
+	p := &prune{repo: r, options: o, id: layers.NewID(), freed: make(map[objectID]bool)}
 	if err := p.run(ctx); err != nil {
 		return p.report, fmt.Errorf("prune: %w", err)
 	}
@@ -94,6 +94,7 @@ type prune struct {
 	due     map[objectID]bool // packs in them
 	pending map[objectID]bool // packs in the other lists
 
+	freed       map[objectID]bool // packs that were removed
 	done, total int64
 }
 
@@ -129,6 +130,9 @@ func (p *prune) run(ctx context.Context) error {
 		return err
 	}
 	if err := p.packs(ctx); err != nil {
+		return err
+	}
+	if err := p.removeMoves(ctx); err != nil {
 		return err
 	}
 	return p.removeLists(ctx)

@@ -64,6 +64,7 @@ type Repo struct {
 	index  *index
 	cache  *cache
 	reach  *reach
+	moves  *moves
 
 	fetches chan struct{} // one for each request for frames that runs
 
@@ -216,7 +217,7 @@ func newRepo(s object.Store, h *head, master [32]byte, opened *slot) *Repo {
 	life, end := context.WithCancelCause(context.Background())
 	r := &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
-		index: newIndex(), cache: newCache(cacheBytes), reach: newReach(), fetches: make(chan struct{}, fetchesMax),
+		index: newIndex(), cache: newCache(cacheBytes), reach: newReach(), moves: new(moves), fetches: make(chan struct{}, fetchesMax),
 		life: life, end: end, cost: defaultCost, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
 		now: time.Now,
 	}
