@@ -154,6 +154,7 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 	}
 	a.work.Go(func() { a.watchRoom(a.ctx) })
 	a.work.Go(func() { a.keepCopy(a.ctx) })
+	a.work.Go(func() { a.verifyTargets(a.ctx) })
 	if c.PollInterval > 0 {
 		a.work.Go(func() { a.pollTargets(a.ctx, c.PollInterval) })
 	}

@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
 	"time"
@@ -397,6 +398,9 @@ func (c *creation) chooseParent(tx *catalog.Tx, boundaries map[layers.ID]bool) (
 		case boundaries[b.BoundaryID] && (parent.ID.IsZero() || newer(b, parent)):
 			parent, why = b, ""
 		}
+	}
+	if parent.Damage != "" {
+		return catalog.Backup{}, fmt.Sprintf("the newest backup, %s, has lost data", parent.Name)
 	}
 	return parent, why
 }

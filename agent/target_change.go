@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"time"
 
 	"varve/agent/object"
 	"varve/agent/repo"
@@ -20,6 +21,8 @@ type TargetSettings struct {
 	MaxRequests *int64 // a second; 0: no limit
 	CAFile      *string
 	Proxy       *string
+	VerifyEvery *time.Duration // 0: never without being asked
+	VerifyRate  *int64         // bytes a second; 0: the default
 }
 
 // apply changes a record.
@@ -35,6 +38,15 @@ func (c TargetSettings) apply(t *catalog.Target) error {
 		if text.from != nil {
 			*text.to = *text.from
 		}
+	}
+	if c.VerifyEvery != nil {
+		t.VerifyEvery = *c.VerifyEvery
+	}
+	if c.VerifyRate != nil {
+		t.VerifyRate = *c.VerifyRate
+	}
+	if t.VerifyEvery != 0 && t.VerifyEvery < minVerifyEvery || t.VerifyRate < 0 {
+		return fail(Invalid, "target %s: everything can be read within %s or more, not %s", t.Name, minVerifyEvery, t.VerifyEvery)
 	}
 	if err := ratesOf(*t).Check(); err != nil {
 		return fail(Invalid, "target %s: %w", t.Name, err)

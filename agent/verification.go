@@ -23,6 +23,7 @@ type VerifyRequest struct {
 	Samples   int           // frames that sample reads; 0: the default
 	MaxRate   int64         // bytes a second that are read at most; 0: no limit
 	OlderThan time.Duration // deep leaves out packs that were read since; 0: none
+	Repair    bool          // write anew what is damaged, from what other backups and the volumes have
 }
 
 // A verification is a target that is being verified. What is exported is its
@@ -37,7 +38,8 @@ type verification struct {
 	Samples int
 	Rate    int64
 	Since   time.Time // packs that were read since then are left out
-	Quiet   bool      // it was not asked for by anybody: it takes nobody's place
+	Repair  bool
+	Quiet   bool // it was not asked for by anybody: it takes nobody's place
 }
 
 // VerifyTarget begins to check everything in a target that its backups need. The
@@ -61,7 +63,7 @@ func (a *Agent) VerifyTarget(ctx context.Context, ref string, r VerifyRequest) (
 	case r.OlderThan > 0 && level != repo.Deep:
 		return catalog.Operation{}, fail(Invalid, "an age of what was read before goes with the mode deep, and not with %s", r.Mode)
 	}
-	v := &verification{a: a, target: t, Level: r.Mode, Samples: r.Samples, Rate: r.MaxRate, Since: time.Now().UTC().Add(-r.OlderThan)}
+	v := &verification{a: a, target: t, Level: r.Mode, Samples: r.Samples, Rate: r.MaxRate, Repair: r.Repair, Since: time.Now().UTC().Add(-r.OlderThan)}
 	return v.begin()
 }
 
@@ -92,7 +94,7 @@ func (v *verification) job() (job, error) {
 		kind:    kindVerifyTarget,
 		subject: v.target.ID,
 		state:   v,
-		begin:   func(*catalog.Tx) error { return nil },
+		begin:   v.record,
 		work:    v.work,
 		settle:  func(*catalog.Tx, error) error { return nil },
 		release: func() {
@@ -102,6 +104,14 @@ func (v *verification) job() (job, error) {
 			release()
 		},
 	}, nil
+}
+
+// record remembers when a verification that nobody asked for was begun.
+func (v *verification) record(tx *catalog.Tx) error {
+	if !v.Quiet {
+		return nil
+	}
+	return change(tx, catalog.Targets, v.target.ID, func(t *catalog.Target) { t.VerifyBegun = time.Now().UTC() })
 }
 
 // resumeVerification makes the job of an operation that the daemon before left
@@ -160,6 +170,7 @@ func (v *verification) read(ctx context.Context, op *operation) error {
 	}
 	v.report, err = r.Audit(ctx, repo.AuditOptions{
 		Level: level, Samples: v.Samples, Rate: v.Rate, Since: v.Since, Ledger: v.a.ledger(v.target.ID), Progress: op.progress,
+		Repair: v.Repair, Heal: v.a.healFrom,
 	})
 	if err != nil {
 		return targetError(v.target, "verify", err)
@@ -240,7 +251,7 @@ func (v *verification) mark(op *operation, complete bool) error {
 		return change(tx, catalog.Targets, v.target.ID, func(t *catalog.Target) {
 			t.Verified = catalog.Verification{
 				Operation: record.ID, Mode: v.Level, Ended: time.Now().UTC(),
-				Backups: v.report.Backups, Packs: v.report.Packs, Oldest: v.report.Oldest, Damage: v.report.Count,
+				Backups: v.report.Backups, Packs: v.report.Packs, Read: v.report.Known, Oldest: v.report.Oldest, Damage: v.report.Count,
 			}
 		})
 	})
@@ -295,7 +306,7 @@ func findingsOf(report *repo.AuditReport) []catalog.Finding {
 	var list []catalog.Finding
 	size := 0
 	for _, f := range report.Findings {
-		entry := catalog.Finding{File: f.Object, Offset: f.Offset, Expected: "what was written there", Found: shorten(DamageText(f.Err))}
+		entry := catalog.Finding{File: f.Object, Offset: f.Offset, Expected: "what was written there", Found: shorten(DamageText(f.Err)), Repaired: f.Repaired}
 		for _, b := range f.Backups[:min(len(f.Backups), findingLosses)] {
 			loss := catalog.Loss{BackupID: b.Backup, Name: b.Name, VolumeName: b.VolumeName, Bytes: b.Bytes}
 			for _, r := range b.Ranges[:min(len(b.Ranges), findingRanges)] {
@@ -335,6 +346,9 @@ func (v *verification) summary() string {
 			text += fmt.Sprintf("; %d packs were left out that were read since %s", r.Skipped, v.Since.Format(time.DateTime))
 		}
 	}
+	if r.Healed > 0 {
+		text += fmt.Sprintf("; %d frames of damaged packs were written anew", r.Healed)
+	}
 	return text
 }
 
@@ -342,6 +356,9 @@ func (v *verification) summary() string {
 func (v *verification) verdict() error {
 	r := &v.report
 	text := fmt.Sprintf("%d places in target %s are damaged, the first is %v", r.Count, v.target.Name, r.Findings[0].Err)
+	if v.Repair {
+		text += "; nothing has what was there any more"
+	}
 	if len(r.Damaged) == 0 {
 		return fail(Corrupt, "%s; no backup has lost data", text)
 	}

@@ -208,3 +208,58 @@ func TestVerificationIsRefused(t *testing.T) {
 	wantError(t, err, NotFound)
 	succeed(t, a, must(a.VerifyTarget(t.Context(), "t1", VerifyRequest{Mode: "deep", MaxRate: 1, OlderThan: time.Hour}))(t)) // it is empty
 }
+
+// TestVerificationWithoutBeingAsked: a target that asks for it is verified by
+// the daemon when it is due, with what was read before left out, and not when
+// it is not.
+func TestVerificationWithoutBeingAsked(t *testing.T) {
+	_, a := startWithTarget(t)
+	createVolume(t, a, "v", 4*mib)
+	write(t, a, "v", 1, 0, mib)
+	backUp(t, a, NewBackup{Volume: "v", Name: "b"})
+	runs := func() (ended []catalog.Operation) {
+		t.Helper()
+		for _, op := range must(a.Operations(t.Context()))(t) {
+			if op.Kind == kindVerifyTarget {
+				ended = append(ended, succeed(t, a, op))
+			}
+		}
+		return ended
+	}
+	now := time.Now().UTC()
+	if a.verifyDue(now); len(runs()) != 0 {
+		t.Fatal("verified without a wish for it")
+	}
+	every, rate, short := 90*24*time.Hour, int64(1<<30), time.Minute
+	if _, err := a.ChangeTarget(t.Context(), "t1", TargetSettings{VerifyEvery: &short}, nil); ReasonOf(err) != Invalid {
+		t.Errorf("every minute: %v", err)
+	}
+	must(a.ChangeTarget(t.Context(), "t1", TargetSettings{VerifyEvery: &every, VerifyRate: &rate}, nil))(t)
+	if a.verifyDue(now); len(runs()) != 1 {
+		t.Fatalf("%d runs after the first that was due", len(runs()))
+	}
+	record := must(a.Target(t.Context(), "t1"))(t)
+	if v := record.Verified; v.Mode != "deep" || v.Read != v.Packs || v.Packs == 0 || v.Damage != 0 {
+		t.Errorf("verified: %+v", v)
+	}
+	for _, c := range []struct {
+		after time.Duration
+		runs  int
+	}{{every/2 - time.Hour, 1}, {every/2 + time.Hour, 2}} {
+		if a.verifyDue(now.Add(c.after)); len(runs()) != c.runs {
+			t.Errorf("%d runs %s later, want %d", len(runs()), c.after, c.runs)
+		}
+	}
+	// One that did not come to its end is begun again a day later.
+	record.VerifyBegun = record.Verified.Ended.Add(time.Hour)
+	for after, due := range map[time.Duration]bool{23 * time.Hour: false, 25 * time.Hour: true} {
+		if verificationDue(record, record.VerifyBegun.Add(after)) != due {
+			t.Errorf("%s after one that was cut off: due is not %t", after, due)
+		}
+	}
+	off := time.Duration(0)
+	must(a.ChangeTarget(t.Context(), "t1", TargetSettings{VerifyEvery: &off}, nil))(t)
+	if a.verifyDue(now.Add(10 * every)); len(runs()) != 2 {
+		t.Errorf("%d runs after it was switched off, want 2", len(runs()))
+	}
+}

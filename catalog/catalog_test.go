@@ -75,7 +75,7 @@ func TestEveryRecordComesBackAsItWas(t *testing.T) {
 	roundTrip(t, Backups, Backup{ID: id(), TargetID: id(), ParentID: id(), Status: Creating, Duration: time.Hour, Created: when})
 	roundTrip(t, Targets, Target{ID: id(), RepositoryID: id(), Name: "t", URL: "s3://bucket", Encrypted: true, Created: when,
 		MaxUpload: 1, MaxDownload: 2, MaxRequests: 3, CAFile: "/ca.pem", Proxy: "none",
-		Verified: Verification{id(), "deep", when, 1, 2, when, 3}})
+		VerifyEvery: time.Hour, VerifyRate: 4, VerifyBegun: when, Verified: Verification{id(), "deep", when, 1, 2, 2, when, 3}})
 	roundTrip(t, Attachments, Attachment{id(), id(), id(), "v@s", true, true, 3, 2, 512, when})
 	roundTrip(t, Operations, Operation{ID: id(), Kind: "volume check", Subject: id(), State: Failed, Error: "no", Note: "note", Done: 1, Total: 2,
 		Findings: []Finding{{id(), "f.data", 4096, "a", "b", true, []Loss{{id(), "n", "v", 7, []Range{{1, 2}}}}}}, Damage: 3, Started: when, Ended: when})

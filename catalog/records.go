@@ -143,7 +143,10 @@ type Target struct {
 	CAFile      string `json:",omitempty"` // PEM file of the authorities to trust; empty: the system's
 	Proxy       string `json:",omitempty"` // URL; empty: what the daemon's environment says
 
-	Verified Verification
+	VerifyEvery time.Duration `json:",omitempty"` // within which everything is read whole; 0: only when asked
+	VerifyRate  int64         `json:",omitempty"` // bytes a second that this may read; 0: the default
+	VerifyBegun time.Time     // when it was last begun without being asked; zero: never
+	Verified    Verification
 }
 
 // A Verification is what the last verification of a target said that came to
@@ -154,6 +157,7 @@ type Verification struct {
 	Ended     time.Time
 	Backups   int64
 	Packs     int64     // that the backups need
+	Read      int64     // of these were read whole at some time
 	Oldest    time.Time // when the pack was read whole that was read longest ago; zero: not all were yet
 	Damage    int64     // places that were found damaged and left so
 }

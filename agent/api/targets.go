@@ -88,7 +88,7 @@ func (s *Server) addTargets(h huma.API) {
 	}) (*answer[operationBody], error) {
 		n := in.Body.Verify
 		return begun(s.config.Agent.VerifyTarget(ctx, in.Target, agent.VerifyRequest{
-			Mode: n.Mode, Samples: n.Samples, MaxRate: n.MaxRate, OlderThan: time.Duration(n.OlderThan) * time.Second,
+			Mode: n.Mode, Samples: n.Samples, MaxRate: n.MaxRate, Repair: n.Repair, OlderThan: time.Duration(n.OlderThan) * time.Second,
 		}))
 	}, accepted)
 }
@@ -103,15 +103,20 @@ func targetAnswer(t catalog.Target, err error) (*answer[targetBody], error) {
 func target(t catalog.Target) Target {
 	return Target{
 		ID: t.ID.String(), RepositoryID: t.RepositoryID.String(), Name: t.Name, URL: t.URL, Encrypted: t.Encrypted,
-		CreatedAt: Time{t.Created}, SyncedAt: Time{t.Synced}, Verified: verified(t.Verified),
+		CreatedAt: Time{t.Created}, SyncedAt: Time{t.Synced}, VerifyEvery: int64(t.VerifyEvery / time.Second), VerifyRate: t.VerifyRate, Verified: verified(t.Verified),
 		MaxUpload: t.MaxUpload, MaxDownload: t.MaxDownload, MaxRequests: t.MaxRequests, CAFile: optional(t.CAFile), Proxy: optional(t.Proxy),
 	}
 }
 
 func targetSettings(c TargetChange) agent.TargetSettings {
-	return agent.TargetSettings{
-		MaxUpload: c.MaxUpload, MaxDownload: c.MaxDownload, MaxRequests: c.MaxRequests, CAFile: c.CAFile, Proxy: c.Proxy,
+	settings := agent.TargetSettings{
+		MaxUpload: c.MaxUpload, MaxDownload: c.MaxDownload, MaxRequests: c.MaxRequests, CAFile: c.CAFile, Proxy: c.Proxy, VerifyRate: c.VerifyRate,
 	}
+	if c.VerifyEvery != nil {
+		every := time.Duration(*c.VerifyEvery) * time.Second
+		settings.VerifyEvery = &every
+	}
+	return settings
 }
 
 // verified is nil if there was no verification.
@@ -121,7 +126,7 @@ func verified(v catalog.Verification) *Verification {
 	}
 	return &Verification{
 		OperationID: v.Operation.String(), Mode: v.Mode, EndedAt: Time{v.Ended},
-		Backups: v.Backups, Packs: v.Packs, OldestAt: Time{v.Oldest}, Damage: v.Damage,
+		Backups: v.Backups, Packs: v.Packs, Read: v.Read, OldestAt: Time{v.Oldest}, Damage: v.Damage,
 	}
 }
 

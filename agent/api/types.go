@@ -275,6 +275,9 @@ type Target struct {
 	CAFile      *string `json:"ca_file" doc:"of the daemon's machine; null: the system's authorities"`
 	Proxy       *string `json:"proxy" doc:"null: as the daemon's environment says"`
 
+	VerifyEvery int64 `json:"verify_every" doc:"seconds within which the daemon reads everything whole; 0: only when asked"`
+	VerifyRate  int64 `json:"verify_rate" doc:"bytes a second that this reads at most; 0: the default, 20 MiB"`
+
 	Verified *Verification `json:"verified" doc:"the last verification that came to its end; null: none did"`
 }
 
@@ -285,6 +288,7 @@ type Verification struct {
 	EndedAt     Time   `json:"ended_at"`
 	Backups     int64  `json:"backups"`
 	Packs       int64  `json:"packs" doc:"objects with data or maps that the backups need"`
+	Read        int64  `json:"read" doc:"of these were read whole at some time, and were sound"`
 	OldestAt    Time   `json:"oldest_at" doc:"when the pack was read whole that was read longest ago; null: not all were yet"`
 	Damage      int64  `json:"damage" doc:"places that were found damaged and left so"`
 }
@@ -294,6 +298,7 @@ type NewTargetVerify struct {
 	Mode      string `json:"mode,omitempty" enum:"presence,map,sample,deep" doc:"map if left out"`
 	Samples   int    `json:"samples,omitempty" minimum:"0" doc:"frames that sample reads; 0: the default"`
 	MaxRate   int64  `json:"max_rate,omitempty" minimum:"0" doc:"bytes a second that are read at most; 0: no limit"`
+	Repair    bool   `json:"repair,omitempty" doc:"write anew what is damaged, from what other backups and the volumes have"`
 	OlderThan int64  `json:"older_than,omitempty" minimum:"0" doc:"seconds: deep leaves out packs that were read since; 0: none"`
 }
 
@@ -314,6 +319,8 @@ type TargetChange struct {
 	MaxDownload *int64            `json:"max_download,omitempty" doc:"bytes a second; 0: no limit"`
 	MaxRequests *int64            `json:"max_requests,omitempty" doc:"a second; 0: no limit"`
 	CAFile      *string           `json:"ca_file,omitempty" doc:"absolute path of a PEM file; empty: the system's authorities"`
+	VerifyEvery *int64            `json:"verify_every,omitempty" minimum:"0" doc:"seconds; 0: only when asked"`
+	VerifyRate  *int64            `json:"verify_rate,omitempty" minimum:"0" doc:"bytes a second; 0: the default, 20 MiB"`
 	Proxy       *string           `json:"proxy,omitempty" doc:"http://HOST:PORT; empty: as the daemon's environment says"`
 	Credentials map[string]string `json:"credentials,omitempty" writeOnly:"true" doc:"OS_…, ST_… and AWS_… variables, in place of all old ones"`
 }

@@ -5,6 +5,7 @@ import (
 	"net/url"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -144,6 +145,8 @@ func targetFields(t api.Target) []field {
 		{"synced_at", formatTime(t.SyncedAt.Time)},
 		{"url", t.URL},
 		{"verified", verifiedText(t.Verified)},
+		{"verify_every", age(t.VerifyEvery)},
+		{"verify_rate", limit(byteRate(t.VerifyRate))},
 	}
 }
 
@@ -158,8 +161,19 @@ func verifiedText(v *api.Verification) any {
 	} else {
 		text += "nothing damaged"
 	}
-	if !v.OldestAt.IsZero() {
-		text += fmt.Sprintf("; all was read since %s", formatTime(v.OldestAt.Time))
+	if v.OldestAt.IsZero() {
+		return text + fmt.Sprintf("; %d of %d packs were read whole", v.Read, v.Packs)
 	}
-	return text
+	return text + fmt.Sprintf("; all was read since %s", formatTime(v.OldestAt.Time))
+}
+
+// age is a time span in seconds for people, or nil (None) for none.
+func age(seconds int64) any {
+	switch day := int64(24 * 60 * 60); {
+	case seconds == 0:
+		return nil
+	case seconds%day == 0:
+		return fmt.Sprintf("%dd", seconds/day)
+	}
+	return (time.Duration(seconds) * time.Second).String()
 }

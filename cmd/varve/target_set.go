@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/urfave/cli/v2"
 
@@ -18,6 +19,8 @@ func targetFlags(more ...cli.Flag) []cli.Flag {
 		&cli.StringFlag{Name: "max-download", Usage: "receive at most `RATE` bytes a second; none: no limit"},
 		&cli.StringFlag{Name: "max-requests", Usage: "make at most `N` requests a second; none: no limit"},
 		&cli.StringFlag{Name: "ca-file", Usage: "trust the certificate authorities in the PEM `FILE` and no others; empty: the system's"},
+		&cli.StringFlag{Name: "verify-every", Usage: "read everything whole within this `AGE`, such as 90d; none: only when asked"},
+		&cli.StringFlag{Name: "verify-rate", Usage: "read at most `RATE` bytes a second for that", DefaultText: "20M"},
 		&cli.StringFlag{Name: "proxy", Usage: "reach it through the proxy at `URL`; none: directly; empty: as the daemon's environment says (HTTPS_PROXY, NO_PROXY)"})
 }
 
@@ -67,7 +70,7 @@ func (c *call) targetSet() error {
 func (c *call) targetChange() (api.TargetChange, error) {
 	var change api.TargetChange
 	for name, to := range map[string]**int64{
-		"max-upload": &change.MaxUpload, "max-download": &change.MaxDownload, "max-requests": &change.MaxRequests,
+		"max-upload": &change.MaxUpload, "verify-rate": &change.VerifyRate, "max-download": &change.MaxDownload, "max-requests": &change.MaxRequests,
 	} {
 		if !c.IsSet(name) {
 			continue
@@ -81,6 +84,17 @@ func (c *call) targetChange() (api.TargetChange, error) {
 			return change, fmt.Errorf("--%s: %w", name, err)
 		}
 		*to = &n
+	}
+	if c.IsSet("verify-every") {
+		seconds := int64(0)
+		if text := c.String("verify-every"); text != "none" && text != "0" {
+			age, err := parseAge(text)
+			if err != nil {
+				return change, fmt.Errorf("--verify-every: %w", err)
+			}
+			seconds = int64(age / time.Second)
+		}
+		change.VerifyEvery = &seconds
 	}
 	if c.IsSet("proxy") {
 		proxy := c.String("proxy")

@@ -20,11 +20,14 @@ func (p *program) targetVerifyVerb() *cli.Command {
 			&cli.StringFlag{Name: "mode", Usage: "`MODE`: presence, map, sample or deep", Value: "map"},
 			&cli.IntFlag{Name: "samples", Usage: "read `N` frames with --mode sample", DefaultText: "3000"},
 			&cli.StringFlag{Name: "max-rate", Usage: "read at most `SIZE` a second, such as 20MiB"},
+			&cli.BoolFlag{Name: "repair", Usage: "write anew what is damaged, from what other backups and the volumes have"},
 			&cli.StringFlag{Name: "older-than", Usage: "with --mode deep: leave out what was read whole within this `AGE`, such as 30d"})...),
 		(*call).targetVerify)
 	command.Description = "presence compares a listing with what the backups say of their objects; map also reads all maps; " +
 		"sample also reads frames drawn at random; deep reads everything, first what was not read for longest, and goes on there when the daemon was stopped. " +
-		"Each damaged place is listed with the ranges of volumes that it costs each backup. The exit code is 8 if something is damaged. " +
+		"Each damaged place is listed with the ranges of volumes that it costs each backup. --repair finds what was there in other backups of the volume, in the volume itself " +
+		"where it was not written since, and in its snapshots, and stores it again, so that all backups that need it are whole; nothing is replaced. " +
+		"The exit code is 8 if something is damaged and left so. " +
 		"With --target URL instead of TARGET no daemon is needed."
 	return command
 }
@@ -34,7 +37,7 @@ func (c *call) targetVerify() error {
 	if err != nil {
 		return err
 	}
-	n := api.NewTargetVerify{Mode: c.String("mode"), Samples: c.Int("samples")}
+	n := api.NewTargetVerify{Mode: c.String("mode"), Samples: c.Int("samples"), Repair: c.Bool("repair")}
 	if n.Samples < 0 {
 		return usagef("target verify: --samples cannot be negative")
 	}
@@ -130,7 +133,7 @@ func (c *call) directTargetVerify(out format, n api.NewTargetVerify) error {
 	}
 	defer t.Close()
 	bar := newProgress(c.stderr, "target verify", c.onTerminal())
-	report, err := t.Audit(c.ctx, repo.AuditOptions{Level: level, Samples: n.Samples, Rate: n.MaxRate, Progress: bar.update})
+	report, err := t.Audit(c.ctx, repo.AuditOptions{Level: level, Samples: n.Samples, Rate: n.MaxRate, Repair: n.Repair, Progress: bar.update})
 	bar.finish()
 	if err != nil && report.Count == 0 {
 		return fmt.Errorf("target %s: %w", t.url, err)
@@ -150,7 +153,7 @@ func (c *call) directTargetVerify(out format, n api.NewTargetVerify) error {
 func describeFindings(report repo.AuditReport) []api.Finding {
 	var out []api.Finding
 	for _, f := range report.Findings {
-		entry := api.Finding{File: f.Object, Offset: f.Offset, Found: agent.DamageText(f.Err)}
+		entry := api.Finding{File: f.Object, Offset: f.Offset, Found: agent.DamageText(f.Err), Repaired: f.Repaired}
 		for _, b := range f.Backups {
 			loss := api.Loss{BackupID: b.Backup.String(), Name: b.Name, VolumeName: b.VolumeName, Bytes: b.Bytes}
 			for _, r := range b.Ranges {
