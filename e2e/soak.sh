@@ -32,6 +32,7 @@ part() {
 part ./layers .
 part ./layers 'TestConcurrent|TestModel' -race
 part ./agent 'TestDaemonDies|TestStartEnds|TestCloseStops'
+part ./agent/repo 'TestHosts'
 part ./e2e 'TestPowerLoss|TestRandom|TestBrokenDisk|TestFullDisk'
 part ./e2e 'TestKill$'
 

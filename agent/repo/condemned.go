@@ -47,10 +47,10 @@ func (r *Repo) sealCondemned(c *condemned) []byte {
 	return r.sealBody(kindCondemned, c.id, f)
 }
 
-// readCondemned reads the list of that ID.
-func (r *Repo) readCondemned(ctx context.Context, id layers.ID) (*condemned, error) {
+// readCondemned reads the list of that ID, which a listing says has size bytes.
+func (r *Repo) readCondemned(ctx context.Context, id layers.ID, size int64) (*condemned, error) {
 	name := listName(id)
-	b, err := r.readAll(ctx, name, maxList)
+	b, err := r.readAll(ctx, name, min(size, maxList))
 	if err != nil {
 		return nil, err
 	}
@@ -101,7 +101,7 @@ func (r *Repo) condemnedOf(ctx context.Context, session sessionID) (map[objectID
 		if !ok {
 			continue
 		}
-		c, err := r.readCondemned(ctx, id)
+		c, err := r.readCondemned(ctx, id, info.Size)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // what it named is gone, or stays
 		}

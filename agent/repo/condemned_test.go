@@ -39,7 +39,7 @@ func TestCondemnedListsSayWhatWasWritten(t *testing.T) {
 	if err := r.store.Put(t.Context(), listName(otherID), b); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := r.readCondemned(t.Context(), otherID); !errors.Is(err, ErrCorrupt) {
+	if _, err := r.readCondemned(t.Context(), otherID, int64(len(b))); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("under the name of another list: %v", err)
 	}
 	later := bytes.Clone(b)

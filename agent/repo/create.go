@@ -184,7 +184,7 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 		return nil, err
 	}
 	next = max(next, j.Resume.Sessions)
-	w.session = &session{repo: r, job: j, ledger: w.ledger, root: w.root.name, parentRoot: parentRoot, footing: w.footing, first: next, next: next}
+	w.session = &session{repo: r, job: j, ledger: w.ledger, root: w.root.name, parentRoot: parentRoot, footing: w.footing, first: next, next: next, begin: make(chan struct{}, 1)}
 	if w.taken = newTaken(w, j.Resume.stored()); w.taken != nil {
 		// Before their packs are looked at: from now on pruning condemns none.
 		if err := w.session.start(ctx); err != nil {

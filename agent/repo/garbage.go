@@ -36,7 +36,10 @@ func (p *prune) packs(ctx context.Context) error {
 				continue
 			}
 			p.report.Packs.add(info.Size)
-			if p.owners[id.session()].keeps {
+			if o := p.owners[id.session()]; o.keeps {
+				if list, due := p.due[id]; due && o.running {
+					p.held[list] = true
+				}
 				continue
 			}
 			portion[id] = &suspect{packSize{where, id, info.Size}, info.Modified}
@@ -62,7 +65,7 @@ func (p *prune) judge(ctx context.Context, packs suspects) error {
 	p.progress(all-bytesOf(packs), 0)
 	going := make(suspects)
 	for id, s := range packs {
-		if p.due[id] && p.age(s.modified) >= p.options.Grace {
+		if _, due := p.due[id]; due && p.age(s.modified) >= p.options.Grace {
 			going[id] = s
 		}
 	}

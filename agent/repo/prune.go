@@ -90,9 +90,10 @@ type prune struct {
 	dead   []listedRoot
 	owners map[sessionID]owner
 
-	old     []listedList      // whose grace is over
-	due     map[objectID]bool // packs in them
-	pending map[objectID]bool // packs in the other lists
+	old     []listedList           // whose grace is over
+	due     map[objectID]layers.ID // packs in them, and which
+	pending map[objectID]bool      // packs in the other lists
+	held    map[layers.ID]bool     // old lists that stay
 
 	freed       map[objectID]bool // packs that were removed
 	done, total int64
@@ -103,8 +104,9 @@ type rootsOf map[layers.ID][]listedRoot
 
 // An owner is the backup that wrote a pack, as its name tells it.
 type owner struct {
-	root  rootName // without number if only its tombstone is there
-	keeps bool     // all its packs stay
+	root    rootName // without number if only its tombstone is there
+	keeps   bool     // all its packs stay
+	running bool     // since it is being made
 }
 
 // run goes through the store once. The order of its steps is what makes it
@@ -185,7 +187,7 @@ func (p *prune) sortRoots() {
 // neither listed nor deleted now, is asked for by its name: what a listing
 // does not have proves nothing.
 func (p *prune) readLists(ctx context.Context) error {
-	p.due, p.pending = make(map[objectID]bool), make(map[objectID]bool)
+	p.due, p.pending, p.held = make(map[objectID]layers.ID), make(map[objectID]bool), make(map[layers.ID]bool)
 	known := make(map[rootName]bool, len(p.roots))
 	for _, root := range p.roots {
 		known[root.name] = true
@@ -195,7 +197,7 @@ func (p *prune) readLists(ctx context.Context) error {
 		if over {
 			p.old = append(p.old, l)
 		}
-		list, err := p.repo.readCondemned(ctx, l.id)
+		list, err := p.repo.readCondemned(ctx, l.id, l.size)
 		switch {
 		case errors.Is(err, fs.ErrNotExist):
 			continue // another run removed it
@@ -205,15 +207,17 @@ func (p *prune) readLists(ctx context.Context) error {
 		case err != nil:
 			return fmt.Errorf("read what is condemned: %w", err)
 		}
-		packs := p.pending
 		if over {
-			packs = p.due
 			if err := p.findUnlisted(ctx, list.roots, known); err != nil {
 				return err
 			}
 		}
 		for _, pack := range list.packs {
-			packs[pack.id] = true
+			if over {
+				p.due[pack.id] = l.id
+			} else {
+				p.pending[pack.id] = true
+			}
 		}
 	}
 	return nil
@@ -253,12 +257,12 @@ func (p *prune) findOwners() {
 	}
 	for _, roots := range p.live {
 		for _, root := range roots {
-			p.owners[sessionOf(root.name.backup)] = owner{root.name, true}
+			p.owners[sessionOf(root.name.backup)] = owner{root: root.name, keeps: true}
 		}
 	}
 	for backup := range p.sessions {
 		if _, committed := p.written[backup]; !committed {
-			p.owners[sessionOf(backup)] = owner{rootName{backup: backup}, true}
+			p.owners[sessionOf(backup)] = owner{keeps: true, running: true}
 		}
 	}
 }
@@ -340,10 +344,15 @@ func (p *prune) rootOf(ctx context.Context, stone listedStone) (rootName, bool, 
 	return root, true, nil
 }
 
-// removeLists removes the lists whose packs are gone, or needed again.
+// removeLists removes the lists whose packs are gone, or needed again. One with
+// packs of a backup that is being made stays: should it be made in several
+// tries, none of them may take up what another run is just about to remove.
 func (p *prune) removeLists(ctx context.Context) error {
 	var names []string
 	for _, l := range p.old {
+		if p.held[l.id] {
+			continue
+		}
 		names = append(names, listName(l.id))
 	}
 	return p.remove(ctx, names)

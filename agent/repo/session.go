@@ -37,8 +37,9 @@ type session struct {
 	first      int64    // number of the first one that this session wrote
 	next       int64
 
-	begin   sync.Once
-	err     error // of the first write
+	begin   chan struct{} // of one place: whoever begins or closes it is in there
+	tried   bool          // under begin: it was begun, or never will be
+	err     error         // of the first write; under begin
 	stop    context.CancelFunc
 	done    chan struct{}
 	mu      sync.Mutex // all below
@@ -50,18 +51,22 @@ type session struct {
 // start writes the session if it was not yet, and keeps it alive until ctx
 // ends or close is called.
 func (s *session) start(ctx context.Context) error {
-	s.begin.Do(func() {
-		if s.err = s.footing.hold(ctx, s); s.err != nil {
-			return
-		}
-		if s.err = s.write(ctx); s.err != nil {
-			return
-		}
-		ctx, s.stop = context.WithCancel(ctx)
-		s.done = make(chan struct{})
-		go s.renew(ctx)
-	})
-	return s.err
+	s.begin <- struct{}{}
+	defer func() { <-s.begin }()
+	if s.tried {
+		return s.err
+	}
+	s.tried = true
+	if s.err = s.footing.hold(ctx, s); s.err != nil {
+		return s.err
+	}
+	if s.err = s.write(ctx); s.err != nil {
+		return s.err
+	}
+	ctx, s.stop = context.WithCancel(ctx)
+	s.done = make(chan struct{})
+	go s.renew(ctx)
+	return nil
 }
 
 func (s *session) write(ctx context.Context) error {
@@ -145,7 +150,9 @@ func (s *session) present(ctx context.Context) error {
 
 // close ends the renewal.
 func (s *session) close() {
-	s.begin.Do(func() {}) // one that never began does not begin any more
+	s.begin <- struct{}{}
+	s.tried = true // one that never began does not begin any more
+	<-s.begin
 	if s.stop != nil {
 		s.stop()
 		<-s.done
