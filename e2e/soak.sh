@@ -35,6 +35,8 @@ part ./agent 'TestDaemonDies|TestStartEnds|TestCloseStops'
 part ./agent/repo 'TestHosts'
 part ./e2e 'TestPowerLoss|TestRandom|TestBrokenDisk|TestFullDisk'
 part ./e2e 'TestKill$'
+part ./e2e 'TestKillCopies'
+part ./agent/repo 'TestResume|TestRestoreGoesOn' -count 20
 
 echo
 printf 'soak: %s\n' "${summary[@]}"

@@ -1,0 +1,228 @@
+package e2e
+
+import (
+	"bytes"
+	"fmt"
+	"io/fs"
+	"math/rand/v2"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"varve/e2e/testbed"
+)
+
+// TestKillCopies kills the daemon with SIGKILL at random moments of backups,
+// restores and deletions, KILLS times, and starts it again: what was under way
+// goes on to its end, every volume and backup has the state and the bytes that
+// it should have, no temporary snapshot is left, and no object that nothing
+// needs. A7, A8, B5, B14, B15, B17
+func TestKillCopies(t *testing.T) {
+	testbed.Require(t, "nbdcopy", "qemu-io")
+	t.Run("directory", func(t *testing.T) {
+		dir := t.TempDir()
+		testKillCopies(t, "file://"+dir, dir)
+	})
+	t.Run("s3", func(t *testing.T) {
+		s := testbed.S3(t)
+		testKillCopies(t, "s3://varve-kill/host1?endpoint="+s.URL, "", words(s.Env())...)
+	})
+}
+
+// A killing is a daemon that is killed while it copies.
+type killing struct {
+	t      *testing.T
+	d      *daemon
+	target string
+	rnd    *rand.Rand
+	dir    string // scratch
+	image  []byte // of vol, now
+	kept   map[string][]byte
+	names  []string // of kept, oldest first
+	packs  int64    // objects that the backups say they added, but for roots
+	took   time.Duration
+	made   int
+}
+
+const killSize = 80 * MiB
+
+func testKillCopies(t *testing.T, target, store string, env ...string) {
+	seed := newSeed(t)
+	k := &killing{t: t, d: startDaemon(t, env...), target: target, rnd: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir(), kept: map[string][]byte{}}
+	path := filepath.Join(k.dir, "image")
+	k.image = randomImage(t, path, killSize)
+	k.d.varve("volume", "create", "vol", "--size", strconv.Itoa(killSize))
+	k.d.varve("volume", "create", "other", "--size", strconv.Itoa(killSize+16*MiB))
+	client(t, "nbdcopy", path, k.d.uri("vol"))
+	client(t, "nbdcopy", path, k.d.uri("other"))
+	k.d.varve("target", "add", "offsite", target)
+	begun := time.Now()
+	k.d.varve("backup", "create", "vol", "--name", "first")
+	k.took = time.Since(begun)
+	k.add("first")
+	acts := []func(){k.backup, k.restore, k.backup, k.overwrite, k.delete}
+	for life := range setting(t, "KILLS", 5) {
+		acts[(life+int(seed%5))%len(acts)]()
+		k.check()
+	}
+	k.d.stop()
+	k.d.start()
+	k.check()
+	if store != "" {
+		k.nothingLeft(store)
+	}
+	t.Logf("%d kills", setting(t, "KILLS", 5))
+}
+
+// strike begins an operation and kills the daemon at some moment of it; a new
+// one then carries on.
+func (k *killing) strike(args ...string) {
+	k.t.Helper()
+	k.d.varve(append(args, "--no-wait")...)
+	moment := time.NewTimer(time.Duration(k.rnd.Int64N(int64(k.took))))
+	<-moment.C
+	k.d.kill()
+	k.d.start()
+	for _, id := range running(k.t, k.d) {
+		if _, errout, err := k.d.try("operation", "show", id, "--wait"); err != nil {
+			k.t.Fatalf("%s: the operation did not go on: %s", strings.Join(args, " "), errout)
+		}
+	}
+}
+
+func (k *killing) add(name string) {
+	k.t.Helper()
+	n, err := strconv.ParseInt(k.d.value("object_count", "backup", "show", name), 10, 64)
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	k.packs += n - 1
+	k.kept[name] = bytes.Clone(k.image)
+	k.names = append(k.names, name)
+}
+
+func (k *killing) backup() {
+	k.t.Helper()
+	k.made++
+	name := fmt.Sprintf("backup-%d", k.made)
+	at := k.rnd.Int64N(killSize/MiB) * MiB
+	pattern := byte(1 + k.rnd.IntN(255))
+	client(k.t, "qemu-io", "-f", "raw", k.d.uri("vol"), "-c", fmt.Sprintf("write -P %d %d 64k", pattern, at), "-c", "flush")
+	copy(k.image[at:], bytes.Repeat([]byte{pattern}, 64<<10))
+	args := []string{"backup", "create", "vol", "--name", name, "--force"}
+	if k.made%2 == 0 {
+		args = append(args, "--incremental")
+	}
+	k.strike(args...)
+	if got := k.d.value("status", "backup", "show", name); got != "available" {
+		k.t.Fatalf("backup %s is %s", name, got)
+	}
+	k.add(name)
+	k.d.varve("backup", "verify", name, "--deep")
+	k.same(name, k.image, filepath.Join(k.dir, "bare"), func(out string) {
+		k.d.varve("--target", k.target, "backup", "restore", name, out, "--force")
+	})
+}
+
+func (k *killing) restore() {
+	k.t.Helper()
+	name := k.names[k.rnd.IntN(len(k.names))]
+	k.strike("backup", "restore", name, "--name", "again")
+	k.same("a new volume of "+name, k.kept[name], filepath.Join(k.dir, "out"), func(out string) { client(k.t, "nbdcopy", k.d.uri("again"), out) })
+	k.d.varve("volume", "delete", "again")
+}
+
+func (k *killing) overwrite() {
+	k.t.Helper()
+	name := k.names[k.rnd.IntN(len(k.names))]
+	k.strike("backup", "restore", name, "other", "--force")
+	want := append(bytes.Clone(k.kept[name]), make([]byte, 16*MiB)...)
+	k.same("a volume overwritten by "+name, want, filepath.Join(k.dir, "out"), func(out string) { client(k.t, "nbdcopy", k.d.uri("other"), out) })
+}
+
+func (k *killing) delete() {
+	k.t.Helper()
+	if len(k.names) < 2 {
+		return
+	}
+	i := k.rnd.IntN(len(k.names))
+	name := k.names[i]
+	took := k.took
+	k.took /= 10
+	defer func() { k.took = took }()
+	k.strike("backup", "delete", name, "--force")
+	if list := k.d.varve("backup", "list", "-o", "value", "-c", "Name", "-c", "Status"); strings.Contains(list, name+" ") {
+		if !strings.Contains(list, name+" error_deleting\n") {
+			k.t.Errorf("after a deletion that was cut off:\n%s", list)
+		}
+		k.d.varve("backup", "delete", name, "--force")
+	}
+	delete(k.kept, name)
+	k.names = append(k.names[:i:i], k.names[i+1:]...)
+}
+
+// same compares what write makes of a file with the bytes wanted.
+func (k *killing) same(what string, want []byte, path string, write func(out string)) {
+	k.t.Helper()
+	write(path)
+	if !bytes.Equal(readFile(k.t, path), want) {
+		k.t.Fatalf("%s differs from what was backed up", what)
+	}
+}
+
+// check looks at every state.
+func (k *killing) check() {
+	k.t.Helper()
+	for _, volume := range []string{"vol", "other"} {
+		if got := k.d.value("status", "volume", "show", volume); got != "available" {
+			k.t.Errorf("%s is %s", volume, got)
+		}
+	}
+	want := map[string]bool{}
+	for _, name := range k.names {
+		want[name+" available"] = true
+	}
+	for line := range strings.Lines(k.d.varve("backup", "list", "-o", "value", "-c", "Name", "-c", "Status")) {
+		if line = strings.TrimSpace(line); !want[line] {
+			k.t.Errorf("there is %q among the backups", line)
+		}
+		delete(want, line)
+	}
+	if len(want) > 0 {
+		k.t.Errorf("these backups are missing: %v", want)
+	}
+	if got := k.d.varve("snapshot", "list", "--all", "-o", "value", "-c", "Name"); got != "" {
+		k.t.Errorf("snapshots are left: %q", got)
+	}
+	if k.t.Failed() {
+		k.t.FailNow()
+	}
+}
+
+// nothingLeft counts the packs in a folder. A commit that was cut off may leave
+// its pack of leaves to pruning.
+func (k *killing) nothingLeft(store string) {
+	k.t.Helper()
+	var data, leaves int64
+	err := filepath.WalkDir(store, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.Type().IsRegular() {
+			switch rel, _ := filepath.Rel(store, path); rel[0] {
+			case 'p':
+				data++
+			case 'm':
+				leaves++
+			}
+		}
+		return err
+	})
+	if err != nil && !os.IsNotExist(err) {
+		k.t.Fatal(err)
+	}
+	want := k.packs - 1 // the volume's key
+	if extra := data + leaves - want; extra < 0 || extra > leaves {
+		k.t.Errorf("%d packs of data and %d of leaves are there, the backups added %d", data, leaves, want)
+	}
+}
