@@ -300,11 +300,12 @@ func (w *writer) withdraw(ctx context.Context) error {
 	ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
 	defer stop()
 	name := w.root.name.String()
-	err := fmt.Errorf("the root was under way for longer than %v, and what it names may have been pruned; make the backup again", sessionGrace)
+	reason := fmt.Sprintf("the root was under way for longer than %v, and what it names may have been pruned; make the backup again", sessionGrace)
 	if failed := w.repo.store.Delete(ctx, name); failed != nil {
-		return fmt.Errorf("%w; %s could not be removed: %w", err, name, failed)
+		// Nobody is to go on from here: the root would be taken for whole.
+		return fmt.Errorf("%s; %s could not be removed: %v", reason, name, failed)
 	}
-	return err
+	return fmt.Errorf("%w: %s", ErrStale, reason)
 }
 
 // undo removes what was stored for a backup that has no root, unless that is
