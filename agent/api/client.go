@@ -95,6 +95,9 @@ func (c *Client) send(ctx context.Context, method, path string, body any) (*http
 	}
 	answer, err := c.http.Do(request)
 	if err != nil {
+		if ctx.Err() != nil && method != http.MethodGet {
+			return nil, &UnansweredError{ctx.Err()}
+		}
 		return nil, c.away(ctx, err)
 	}
 	if answer.StatusCode >= http.StatusBadRequest {
@@ -103,6 +106,17 @@ func (c *Client) send(ctx context.Context, method, path string, body any) (*http
 	}
 	return answer, nil
 }
+
+// An UnansweredError says that the caller left before the daemon had answered a
+// request that changes something: it may have been done, or have begun.
+type UnansweredError struct{ Err error }
+
+func (e *UnansweredError) Error() string {
+	return "interrupted before the daemon answered: what was asked for may go on there, and \"varve operation list\" shows whether it does"
+}
+
+// Unwrap returns why the caller left.
+func (e *UnansweredError) Unwrap() error { return e.Err }
 
 // away tells a daemon that is not there from other failures of a connection.
 func (c *Client) away(ctx context.Context, err error) error {

@@ -46,7 +46,8 @@ func (p *program) report(err error) int {
 		return quiet.code
 	}
 	code := exitCode(err)
-	if code == exitDetached {
+	var unanswered *api.UnansweredError
+	if code == exitDetached && !errors.As(err, &unanswered) {
 		err = errors.New("interrupted")
 	}
 	p.complain("varve: ", err)

@@ -168,7 +168,7 @@ func (c *call) each(kind, act string, try func(name string) error) error {
 			continue
 		}
 		var quiet quietError
-		if errors.As(err, &quiet) || exitCode(err) == exitAway {
+		if code := exitCode(err); errors.As(err, &quiet) || code == exitAway || code == exitDetached {
 			return err // there is no point in trying the others
 		}
 		failed++

@@ -18,15 +18,6 @@ import (
 // the stream open until the caller leaves.
 func fakeDaemon(t *testing.T, events []string, interrupt func()) (state string) {
 	t.Helper()
-	state, err := os.MkdirTemp("", "vo") // t.TempDir may be too long for a socket
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(state) })
-	l, err := net.Listen("unix", filepath.Join(state, "varve.sock"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("DELETE /v1/backups/{backup}", func(w http.ResponseWriter, r *http.Request) {
 		w.WriteHeader(http.StatusAccepted)
@@ -42,7 +33,22 @@ func fakeDaemon(t *testing.T, events []string, interrupt func()) (state string) 
 			<-r.Context().Done()
 		}
 	})
-	s := &http.Server{Handler: mux}
+	return serveFake(t, mux)
+}
+
+// serveFake serves what stands for a daemon in a state folder.
+func serveFake(t *testing.T, handler http.Handler) (state string) {
+	t.Helper()
+	state, err := os.MkdirTemp("", "vo") // t.TempDir may be too long for a socket
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(state) })
+	l, err := net.Listen("unix", filepath.Join(state, "varve.sock"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &http.Server{Handler: handler}
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(l) }()
 	t.Cleanup(func() {
@@ -99,5 +105,37 @@ func TestDetach(t *testing.T) {
 		"  follow it: varve operation show op-1 --wait\n  cancel it: varve operation cancel op-1\n"
 	if code != exitDetached || stderr.String() != want {
 		t.Errorf("exit code %d, stderr %q; want %d, %q", code, stderr.String(), exitDetached, want)
+	}
+}
+
+// C1: so does Ctrl-C before the daemon has answered.
+func TestDetachBeforeTheAnswer(t *testing.T) {
+	ctx, interrupt := context.WithCancel(t.Context())
+	defer interrupt()
+	state := serveFake(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		interrupt()
+		<-r.Context().Done()
+	}))
+	for _, tt := range []struct{ line, stderr string }{
+		{"backup delete b", "varve: interrupted before the daemon answered: what was asked for may go on there, and \"varve operation list\" shows whether it does\n"},
+		{"backup list", "varve: interrupted\n"},
+	} {
+		var stderr bytes.Buffer
+		p := &program{stdout: io.Discard, stderr: &stderr}
+		if code := p.run(ctx, strings.Fields("varve --state "+state+" "+tt.line)); code != exitDetached || stderr.String() != tt.stderr {
+			t.Errorf("%s: exit code %d, stderr %q; want %d, %q", tt.line, code, stderr.String(), exitDetached, tt.stderr)
+		}
+	}
+}
+
+// A command that follows an operation tells what that waits for, once.
+func TestFollowTellsWhatIsWaitedFor(t *testing.T) {
+	waiting := `{"id":"op-1","kind":"backup delete","state":"running","waits_for":"target usb is away","ended_at":null}`
+	state := fakeDaemon(t, []string{runningEvent, waiting, waiting, fmt.Sprintf(endedEvent, "succeeded", "null", "null")}, nil)
+	var stderr bytes.Buffer
+	p := &program{stdout: io.Discard, stderr: &stderr}
+	code := p.run(t.Context(), strings.Fields("varve --state "+state+" backup delete b"))
+	if want := "backup delete waits: target usb is away\n"; code != exitOK || stderr.String() != want {
+		t.Errorf("exit code %d, stderr %q; want %q", code, stderr.String(), want)
 	}
 }
