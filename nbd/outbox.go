@@ -294,7 +294,9 @@ func (o *outbox) writeSome(fd uintptr) bool {
 		switch errno {
 		case 0:
 			o.advance(int(n))
-			o.progress.Store(time.Now().UnixNano())
+			if len(o.left) > 0 { // nobody asks when all is sent
+				o.progress.Store(time.Now().UnixNano())
+			}
 		case unix.EINTR:
 		case unix.EAGAIN:
 			return !o.patient

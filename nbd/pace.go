@@ -29,6 +29,9 @@ func (p *pace) slow() bool {
 	return true
 }
 
+// counts says whether requests are being counted.
+func (p *pace) counts() bool { return p.count > 0 }
+
 // tick is called before the reader serves a request.
 func (p *pace) tick() {
 	if p.count == 0 {

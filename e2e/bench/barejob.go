@@ -49,7 +49,7 @@ func bareJob(of string, peers []nbdPeer, op string, block, depth, conns int) nbd
 // bareBars are the goals of requests of 4 KiB on one connection: beside a
 // device that does nothing so many times the requests, as fast an answer where
 // one is in flight, and everywhere less processor time than any other server.
-// Those with layers have layers to pay for, and no peer.
+// Layers and memory are other things to serve.
 func bareBars(of string, peers []nbdPeer, depth int) (bars []bar) {
 	if of == "null" {
 		switch depth {
@@ -62,7 +62,7 @@ func bareBars(of string, peers []nbdPeer, depth int) (bars []bar) {
 		}
 	}
 	for _, p := range peers[1:] {
-		if p.layers == 0 {
+		if p.layers == 0 && !p.memory {
 			bars = append(bars, bar{metric: cpuPerOp, ours: peers[0].name, peer: p.name, goal: 1})
 		}
 	}

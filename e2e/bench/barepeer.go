@@ -23,7 +23,7 @@ var filePeers = []nbdPeer{
 	{name: "varve file", what: "varve nbd FILE", needs: []string{underTest}, open: openVarveFile},
 	{name: "varve+10", what: "varve serve, volume with 10 snapshots", needs: []string{underTest}, layers: 10, open: openVarve},
 	{name: "nbdkit file", what: "nbdkit, file plugin", needs: []string{"nbdkit"}, open: openNbdkit},
-	{name: "nbdkit memory", what: "nbdkit, memory plugin", needs: []string{"nbdkit"}, open: openNbdkitPlugin("memory")},
+	{name: "nbdkit memory", what: "nbdkit, memory plugin", needs: []string{"nbdkit"}, memory: true, open: openNbdkitPlugin("memory")},
 	{name: "qemu raw", what: "qemu-nbd, raw", needs: []string{"qemu-nbd"}, open: openRaw},
 	{name: "qcow2+10", what: "qemu-nbd, qcow2 with 10 backing files", needs: []string{"qemu-nbd", "qemu-img"}, layers: 10, open: openQcow2},
 	{name: "nbd-server", what: "nbd-server", needs: []string{newerServer}, open: openNBDServer},

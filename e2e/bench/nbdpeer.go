@@ -14,6 +14,7 @@ type nbdPeer struct {
 	what   string   // for the legend
 	needs  []string // programs
 	layers int      // snapshots, or backing files, below the top
+	memory bool     // it has no file
 	open   func(ctx context.Context, b *bench, dir string, size byteSize) (export, error)
 }
 
