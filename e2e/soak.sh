@@ -34,7 +34,7 @@ part ./layers 'TestConcurrent|TestModel' -race
 part ./agent 'TestDaemonDies|TestStartEnds|TestCloseStops'
 part ./agent/repo 'TestHosts'
 part ./e2e 'TestPowerLoss|TestRandom|TestBrokenDisk|TestFullDisk'
-part ./e2e 'TestKill$'
+part ./e2e 'TestKill$|TestKillDuring'
 part ./e2e 'TestKillCopies'
 part ./agent/repo 'TestResume|TestRestoreGoesOn' -count 20
 
