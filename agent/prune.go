@@ -65,7 +65,7 @@ func Pruned(r repo.PruneReport, dryRun bool) catalog.Pruned {
 	p := catalog.Pruned{
 		DryRun: dryRun, Packs: catalog.Amount(r.Packs), Freed: catalog.Amount(r.Freed),
 		Condemned: catalog.Amount(r.Condemned), Young: catalog.Amount(r.Young),
-		Backups: int64(r.Backups), WaitingBackups: int64(r.Waiting),
+		Backups: int64(r.Backups), WaitingBackups: int64(r.Waiting), Retained: r.Retained,
 	}
 	for _, err := range r.Kept[:min(len(r.Kept), maxDamage)] {
 		p.Kept = append(p.Kept, shorten(err.Error()))

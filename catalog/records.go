@@ -238,7 +238,8 @@ type Pruned struct {
 	Young          Amount   // packs that nothing needs, but that are younger than the grace
 	Backups        int64    // deleted ones whose last traces went
 	WaitingBackups int64    // deleted within the grace
-	Kept           []string // why volumes were left alone
+	Retained       int64    // objects that the target's own retention keeps
+	Kept           []string // why volumes were left alone, and objects retained
 }
 
 // An Amount is a number of objects and their bytes.

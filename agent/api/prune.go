@@ -53,6 +53,6 @@ func PrunedBy(p catalog.Pruned) Pruned {
 		FreedObjects: p.Freed.Objects, FreedBytes: p.Freed.Bytes,
 		CondemnedObjects: p.Condemned.Objects, CondemnedBytes: p.Condemned.Bytes,
 		YoungObjects: p.Young.Objects, YoungBytes: p.Young.Bytes,
-		Backups: p.Backups, WaitingBackups: p.WaitingBackups, Kept: kept,
+		Backups: p.Backups, WaitingBackups: p.WaitingBackups, Retained: p.Retained, Kept: kept,
 	}
 }

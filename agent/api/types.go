@@ -382,7 +382,8 @@ type Pruned struct {
 	YoungBytes       int64    `json:"young_bytes"`
 	Backups          int64    `json:"backups" doc:"deleted backups whose last traces went"`
 	WaitingBackups   int64    `json:"waiting_backups" doc:"backups that were deleted within the grace"`
-	Kept             []string `json:"kept" doc:"why volumes were left alone: something in them cannot be read"`
+	Retained         int64    `json:"retained_objects" doc:"that were to go and that the target's own retention keeps; not among those freed"`
+	Kept             []string `json:"kept" doc:"why volumes were left alone, since something in them cannot be read, and why objects were retained"`
 }
 
 // NewPrune says how to prune a target.

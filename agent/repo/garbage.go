@@ -113,8 +113,9 @@ func (p *prune) removePacks(ctx context.Context, packs suspects) error {
 			return err
 		}
 		p.progress(bytes, 0)
-		for _, s := range batch {
-			p.freed[s.id] = true
+		for i, s := range batch {
+			p.unfree(names[i], s.size)
+			p.freed[s.id] = !p.retained[names[i]]
 		}
 	}
 	return nil

@@ -50,8 +50,13 @@ type PruneReport struct {
 	Backups int // deleted backups whose last traces were removed
 	Waiting int // backups that were deleted within the grace
 
+	// Retained is how many objects were to go and stay, because the store itself
+	// retains them. They are not among Freed.
+	Retained int64
+
 	// Kept says why volumes were left alone, because something in them that
-	// may need packs can't be read: at most maxDamage.
+	// may need packs can't be read, and why objects were retained: at most
+	// maxDamage.
 	Kept []error
 }
 
@@ -95,7 +100,9 @@ type prune struct {
 	pending map[objectID]bool      // packs in the other lists
 	held    map[layers.ID]bool     // old lists that stay
 
-	freed       map[objectID]bool // packs that were removed
+	freed    map[objectID]bool // packs that were removed
+	retained map[string]bool   // objects that the store itself retains
+
 	done, total int64
 }
 
@@ -289,17 +296,19 @@ func (p *prune) removeSessions(ctx context.Context) error {
 // removeDead removes the roots that nobody can need any more, and after them
 // their tombstones.
 func (p *prune) removeDead(ctx context.Context) error {
-	var roots, stones []string
-	gone := make(map[layers.ID]bool)
+	var roots []string
+	stones := make(map[string]listedStone) // by the root that they are for
+	gone := make(map[layers.ID]string)
 	for _, root := range p.dead {
 		roots = append(roots, root.name.String())
-		gone[root.name.backup] = true
+		gone[root.name.backup] = root.name.String()
 		p.report.Freed.add(root.size)
 	}
 	for backup, stone := range p.stones {
 		if p.age(stone.modified) < p.options.Grace {
 			continue
 		}
+		name := gone[backup]
 		if _, listed := p.written[backup]; !listed {
 			root, ok, err := p.rootOf(ctx, stone)
 			if err != nil {
@@ -308,18 +317,39 @@ func (p *prune) removeDead(ctx context.Context) error {
 			if !ok || p.leaned[root] {
 				continue
 			}
-			roots = append(roots, root.String())
-		} else if !gone[backup] {
+			name = root.String()
+			roots = append(roots, name)
+		} else if name == "" {
 			continue // a backup that is being made leans on it
 		}
-		stones = append(stones, stone.name())
+		stones[name] = stone
 		p.report.Freed.add(stone.size)
 		p.report.Backups++
 	}
 	if err := p.remove(ctx, roots); err != nil {
 		return err
 	}
-	return p.remove(ctx, stones)
+	for _, root := range p.dead {
+		p.unfree(root.name.String(), root.size)
+	}
+	// A root that is retained must stay hidden.
+	var names []string
+	for root, stone := range stones {
+		if p.retained[root] {
+			p.report.Backups--
+			p.report.Freed.Objects--
+			p.report.Freed.Bytes -= stone.size
+			continue
+		}
+		names = append(names, stone.name())
+	}
+	if err := p.remove(ctx, names); err != nil {
+		return err
+	}
+	for _, stone := range stones {
+		p.unfree(stone.name(), stone.size)
+	}
+	return nil
 }
 
 // rootOf reads the name of the root that a tombstone is for.
@@ -356,13 +386,6 @@ func (p *prune) removeLists(ctx context.Context) error {
 		names = append(names, listName(l.id))
 	}
 	return p.remove(ctx, names)
-}
-
-func (p *prune) remove(ctx context.Context, names []string) error {
-	if p.options.DryRun {
-		return nil
-	}
-	return p.repo.deleteAll(ctx, names)
 }
 
 // keep remembers why something is left alone.

@@ -96,6 +96,7 @@ func prunedFields(p api.Pruned) []field {
 		{"waiting_backups", p.WaitingBackups},
 		{"pack_objects", p.PackObjects},
 		{"pack_bytes", byteCount(p.PackBytes)},
+		{"retained_objects", p.Retained},
 		{"kept", p.Kept},
 	}
 }
