@@ -6,13 +6,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"testing"
+	"time"
 
 	"varve/e2e/testbed"
 )
 
 // TestBackup makes a full and an incremental backup in each kind of target,
-// destroys the state folder, and restores both from the target alone. B1, B5,
-// B7, B10, B13
+// destroys the state folder, and restores both from the target alone. Deleted and
+// pruned, they leave it. B1, B5, B7, B10, B13, B17
 func TestBackup(t *testing.T) {
 	testbed.Require(t, "nbdcopy", "qemu-io")
 	t.Run("directory", func(t *testing.T) { testBackup(t, "file://"+t.TempDir()) })
@@ -83,6 +84,29 @@ func testBackup(t *testing.T, target string, env ...string) {
 	if got := d.value("has_dependent_backups", "backup", "show", "monday"); got != "False" {
 		t.Errorf("after tuesday's deletion monday's has_dependent_backups is %s", got)
 	}
+
+	// B17: what is deleted leaves the target, and nothing else does.
+	before, err := strconv.Atoi(d.value("pack_objects", "target", "prune", "offsite", "--dry-run"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pruneTo(t, d, before-1)
+	d.varve("backup", "verify", "monday", "--deep")
+	d.varve("backup", "delete", "monday")
+	pruneTo(t, d, 0)
+}
+
+// pruneTo prunes with a grace that is over with the next tick of the store's
+// clock, until so many packs are left: a store may count in seconds.
+func pruneTo(t *testing.T, d *daemon, packs int) {
+	t.Helper()
+	want, got := strconv.Itoa(packs), ""
+	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+		if got = d.value("pack_objects", "target", "prune", "offsite", "--grace", "1ms"); got == want {
+			return
+		}
+	}
+	t.Errorf("%s packs are left after pruning, want %s", got, want)
 }
 
 func stored(t *testing.T, d *daemon, backup string) int64 {
