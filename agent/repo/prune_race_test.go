@@ -264,3 +264,86 @@ func TestPruneLeavesAVolumeAloneThatItCannotRead(t *testing.T) {
 		compare(t, r, others[2], images[others[2]])
 	})
 }
+
+func TestARootThatTookTooLongIsTakenBack(t *testing.T) {
+	// Its Put was under way for longer than pruning can be relied on to wait.
+	synctest.Test(t, func(t *testing.T) {
+		hook := &objecttest.Hook{Store: object.NewMem(), Before: func(op, name string) error {
+			if op == "put" && strings.Contains(name, "/b/") {
+				time.Sleep(13 * time.Hour)
+			}
+			return nil
+		}}
+		r := testRepo(t, hook, true)
+		v := newVolume(1 << 20)
+		v.write(0, []byte("data"))
+		b, err := v.backup(t.Context(), r, layers.ID{})
+		if err == nil || !strings.Contains(err.Error(), "was under way for longer than 12h") {
+			t.Errorf("backup %s: %v", b.ID, err)
+		}
+		for name := range contents(t, hook.Store) {
+			if strings.Contains(name, "/b/") {
+				t.Errorf("%s is left", name)
+			}
+		}
+	})
+}
+
+func TestAResumedBackupTakesNothingUpThatIsCondemned(t *testing.T) {
+	// C5: its earlier packs were condemned while nobody knew that it would go
+	// on. The next run may remove them before it sees the new session.
+	synctest.Test(t, func(t *testing.T) {
+		store := object.NewMem()
+		cut := false
+		hook := &objecttest.Hook{Store: store}
+		hook.Before = func(op, name string) error {
+			cut = cut || op == "put" && strings.HasPrefix(name, "m/")
+			if cut {
+				return errStopped
+			}
+			return nil
+		}
+		r := testRepo(t, hook, true)
+		r.packTarget = 64 << 10
+		v := newVolume(1 << 20)
+		rnd := newRand(t)
+		for i := range v.bytes {
+			v.bytes[i] = byte(rnd.Uint32())
+		}
+		var point Checkpoint
+		j := Job{ID: layers.NewID(), Volume: v.id, Source: v.source(), Checkpoint: func(c Checkpoint) error {
+			point = c
+			return nil
+		}}
+		if _, err := r.Create(t.Context(), j); !errors.Is(err, errStopped) {
+			t.Fatal(err)
+		}
+		hook.Before = nil
+		earlier := packsOf(t, store, j.ID)
+		if len(earlier) < 5 {
+			t.Fatalf("the first try left %q", earlier)
+		}
+		for range 3 { // its session goes, then its packs are condemned
+			time.Sleep(19 * time.Hour)
+			if _, err := r.Prune(t.Context(), PruneOptions{Grace: 1000 * time.Hour}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if _, err := r.Prune(t.Context(), PruneOptions{Grace: 30 * time.Hour}); err != nil {
+			t.Fatal(err)
+		}
+		if left := packsOf(t, store, j.ID); len(left) != len(earlier) {
+			t.Fatalf("packs went before they were condemned: %q of %q", left, earlier)
+		}
+		j.Resume = point
+		if _, err := r.Create(t.Context(), j); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range earlier { // as a run does that had looked before
+			if err := store.Delete(t.Context(), name); err != nil {
+				t.Fatal(err)
+			}
+		}
+		compare(t, r, j.ID, v.bytes)
+	})
+}

@@ -196,3 +196,49 @@ func TestPruneCanStopAnywhere(t *testing.T) {
 		}
 	})
 }
+
+func TestRequestsOfPruning(t *testing.T) {
+	// They grow with what goes, not with the repository: the newest backup of
+	// one volume is deleted, beside few others or many.
+	synctest.Test(t, func(t *testing.T) {
+		requests := func(volumes int) (condemning, removing int) {
+			c := countRequests(object.NewMem())
+			r := testRepo(t, c, true)
+			r.packTarget = 64 << 10
+			var last layers.ID
+			for range volumes {
+				v := newVolume(1 << 20)
+				ids, _ := lineage(t, r, v, 5)
+				last = ids[4]
+			}
+			time.Sleep(48 * time.Hour)
+			prunes(t, r, PruneOptions{}) // what a first look costs, and old sessions
+			if err := r.Delete(t.Context(), last); err != nil {
+				t.Fatal(err)
+			}
+			again, err := Open(t.Context(), c, Key{Passphrase: secret})
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer again.Close()
+			c.take()
+			if report := prunes(t, again, PruneOptions{}); report.Condemned.Objects == 0 {
+				t.Errorf("nothing was condemned: %+v", report)
+			}
+			seen := c.take()
+			condemning = len(seen) - count(seen, "list ")
+			time.Sleep(25 * time.Hour)
+			if report := prunes(t, again, PruneOptions{}); report.Freed.Objects == 0 {
+				t.Errorf("nothing was freed: %+v", report)
+			}
+			seen = c.take()
+			return condemning, len(seen) - count(seen, "list ")
+		}
+		condemning, removing := requests(1)
+		manyCondemning, manyRemoving := requests(20)
+		t.Logf("%d and %d requests beside listings", condemning, removing)
+		if manyCondemning != condemning || manyRemoving != removing || condemning > 10 || removing > 15 {
+			t.Errorf("with 20 volumes it takes %d and %d requests, with one %d and %d", manyCondemning, manyRemoving, condemning, removing)
+		}
+	})
+}
