@@ -7,7 +7,11 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // benchVolume returns a volume of 1 GiB with data everywhere and the given
@@ -124,17 +128,38 @@ func BenchmarkRandomWrite4KFlush32(b *testing.B) {
 		b.SetBytes(BlockSize)
 		p := make([]byte, BlockSize)
 		r := rand.New(rand.NewPCG(4, 4))
+		var flushes latencies
 		for i := 0; b.Loop(); i++ {
 			if _, err := v.WriteAt(p, randomBlock(r, v)); err != nil {
 				b.Fatal(err)
 			}
 			if i%32 == 31 {
-				if err := v.Flush(); err != nil {
+				if err := flushes.time(v.Flush); err != nil {
 					b.Fatal(err)
 				}
 			}
 		}
+		flushes.report(b)
 	})
+}
+
+// latencies are how long flushes took.
+type latencies []time.Duration
+
+func (l *latencies) time(flush func() error) error {
+	began := time.Now()
+	err := flush()
+	*l = append(*l, time.Since(began))
+	return err
+}
+
+func (l latencies) report(b *testing.B) {
+	slices.Sort(l)
+	for unit, share := range map[string]int{"us-p50": 500, "us-p99": 990, "us-max": 1000} {
+		if len(l) > 0 {
+			b.ReportMetric(float64(l[min(len(l)*share/1000, len(l)-1)].Microseconds()), unit)
+		}
+	}
 }
 
 func BenchmarkSequential1M(b *testing.B) {
@@ -173,7 +198,6 @@ func BenchmarkSnapshot(b *testing.B) {
 	}
 }
 
-// The same jobs on a plain file: what the file system gives.
 // V7: a clone of 1 TiB, all of which the map says is data, made and opened.
 func BenchmarkClone(b *testing.B) {
 	tune := defaultTuning
@@ -209,6 +233,7 @@ func BenchmarkClone(b *testing.B) {
 	}
 }
 
+// The same jobs on a plain file: what the file system gives.
 func BenchmarkPlainFile(b *testing.B) {
 	f, err := os.Create(filepath.Join(b.TempDir(), "f"))
 	if err != nil {
@@ -223,6 +248,7 @@ func BenchmarkPlainFile(b *testing.B) {
 	}
 	p = p[:BlockSize]
 	r := rand.New(rand.NewPCG(5, 5))
+	var flushes latencies
 	for name, do := range map[string]func(io.ReaderAt, io.WriterAt, int) error{
 		"read": func(rd io.ReaderAt, _ io.WriterAt, _ int) error {
 			_, err := rd.ReadAt(p, r.Int64N(1<<18)*BlockSize)
@@ -235,18 +261,20 @@ func BenchmarkPlainFile(b *testing.B) {
 		"flush32": func(_ io.ReaderAt, w io.WriterAt, i int) error {
 			_, err := w.WriteAt(p, r.Int64N(1<<18)*BlockSize)
 			if err == nil && i%32 == 31 {
-				err = f.Sync()
+				err = flushes.time(func() error { return unix.Fdatasync(int(f.Fd())) })
 			}
 			return err
 		},
 	} {
 		b.Run(name, func(b *testing.B) {
 			b.SetBytes(BlockSize)
+			flushes = flushes[:0]
 			for i := 0; b.Loop(); i++ {
 				if err := do(f, f, i); err != nil {
 					b.Fatal(err)
 				}
 			}
+			flushes.report(b)
 		})
 	}
 }

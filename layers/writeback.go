@@ -14,7 +14,7 @@ import (
 // until those that are left are few. It is done for speed alone: it promises
 // nothing, and what it does not know of is left to the sync.
 const (
-	portionLeast = 64                   // blocks in the disk's queue at a time, about, while the journal has room
+	portionLeast = 128                  // blocks in the disk's queue at a time, about, while the journal has room
 	portionMost  = 256                  // and when it has not
 	burstSpans   = 256                  // few enough to be left to the sync
 	maxBacklog   = 1 << 16              // spans that are remembered: 1 MiB
