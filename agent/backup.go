@@ -117,10 +117,19 @@ func (a *Agent) DeleteBackup(ctx context.Context, ref string, force bool) (catal
 	if err != nil {
 		return catalog.Operation{}, err
 	}
-	return a.start(job{
-		kind:    "backup delete",
+	j := a.deletion(b.Backup, t, release)
+	j.begin = func(tx *catalog.Tx) error { return a.beginDelete(tx, b.ID, force) }
+	return a.start(j)
+}
+
+const kindDelete = "backup delete"
+
+// deletion is the job of deleting a backup whose deletion is recorded.
+func (a *Agent) deletion(b catalog.Backup, t catalog.Target, release func()) job {
+	return job{
+		kind:    kindDelete,
 		subject: b.ID,
-		begin:   func(tx *catalog.Tx) error { return a.beginDelete(tx, b.ID, force) },
+		state:   struct{}{}, // It goes on, and nothing is to be known for that.
 		work:    func(ctx context.Context, _ *operation) error { return a.deleteFrom(ctx, t, b.ID) },
 		settle: func(tx *catalog.Tx, err error) error {
 			if err == nil {
@@ -134,7 +143,25 @@ func (a *Agent) DeleteBackup(ctx context.Context, ref string, force bool) (catal
 			release()
 			a.tidyVolume(b.VolumeID)
 		},
+	}
+}
+
+// resumeDelete makes the job of a deletion again that was cut off.
+func (a *Agent) resumeDelete(op catalog.Operation, _ []byte) (job, error) {
+	var b catalog.Backup
+	var t catalog.Target
+	err := a.view(func(tx *catalog.Tx) (err error) {
+		if b, err = catalog.Backups.Get(tx, op.Subject); err != nil {
+			return err
+		}
+		t, err = catalog.Targets.Get(tx, b.TargetID)
+		return err
 	})
+	if err != nil {
+		return job{}, err
+	}
+	release, err := a.holdTarget(t)
+	return a.deletion(b, t, release), err
 }
 
 // beginDelete refuses a deletion that must not be, and records that it begins.

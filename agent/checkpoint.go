@@ -36,6 +36,8 @@ func (a *Agent) resumed(kind string) func(op catalog.Operation, state []byte) (j
 		return a.resumeBackup
 	case kindRestore:
 		return a.resumeRestore
+	case kindDelete:
+		return a.resumeDelete
 	case kindClean:
 		return a.resumeCleaning
 	}

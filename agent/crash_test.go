@@ -201,6 +201,44 @@ func restoreBoth(t *testing.T, a *Agent, reached <-chan struct{}) (fresh layers.
 	}
 }
 
+// B17: a deletion that was cut off goes on.
+func TestDaemonDiesDuringADeletion(t *testing.T) {
+	for put := 1; put < 3; put++ {
+		w := newWorld(t)
+		dir := t.TempDir()
+		a := w.start(dir)
+		addTarget(t, a, "t1")
+		createVolume(t, a, "v", mib)
+		write(t, a, "v", 1, 0, mib)
+		b := backUp(t, a, NewBackup{Volume: "v", Name: "b"})
+		reached := w.store(url("t1")).waitAt("put", put)
+		op := must(a.DeleteBackup(t.Context(), "b", false))(t)
+		if put == 1 {
+			<-reached
+		} else {
+			succeed(t, a, op)
+		}
+		died := copyState(t, dir)
+		a.Close()
+		w.store(url("t1")).on(nil)
+		a = w.start(died)
+		if last := finish(t, a, op); last.State != catalog.Succeeded {
+			t.Errorf("put %d: %s: %s", put, last.State, last.Error)
+		}
+		if _, err := a.Backup(t.Context(), b.ID.String()); ReasonOf(err) != NotFound {
+			t.Errorf("put %d: the deleted backup: %v", put, err)
+		}
+		if err := a.SyncTarget(t.Context(), "t1"); err != nil {
+			t.Error(err)
+		}
+		if all := must(a.Backups(t.Context()))(t); len(all) > 0 {
+			t.Errorf("put %d: %v", put, all)
+		}
+		nothingLeft(t, a)
+		a.Close()
+	}
+}
+
 // Whatever the catalog says was under way is brought to its end.
 func TestStartEndsWhatWasUnderWay(t *testing.T) {
 	w := newWorld(t)

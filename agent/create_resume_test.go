@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -84,6 +85,47 @@ func TestBackupWaitsForItsTarget(t *testing.T) {
 	}
 	nothingTemporary(t, a)
 	nothingLeft(t, a)
+}
+
+// When the target is back, backups and restores go on by themselves.
+func TestOperationsGoOnWhenTheTargetIsBack(t *testing.T) {
+	w, a := startWithTarget(t)
+	a.insistence = insistence{first: time.Millisecond, most: time.Millisecond, limit: time.Minute}
+	createVolume(t, a, "v", mib)
+	write(t, a, "v", 1, 0, mib)
+	s := w.store(url("t1"))
+	var mu sync.Mutex
+	awayFor := func(calls int) {
+		s.on(func(_ context.Context, op, name string) error {
+			mu.Lock()
+			defer mu.Unlock()
+			if calls--; calls%3 != 0 && calls > 0 {
+				return errNotMounted
+			}
+			return nil
+		})
+	}
+	awayFor(30)
+	b := backUp(t, a, NewBackup{Volume: "v", Name: "b"})
+	if b.Status != catalog.Available {
+		t.Errorf("backup %s", b.Status)
+	}
+	awayFor(30)
+	v := restore(t, a, "b", RestoreRequest{Name: "r"})
+	s.on(nil)
+	same(t, "backup", imageContent(t, a, b.ID), pattern(1, mib))
+	same(t, "restored", content(t, a, v.ID.String()), pattern(1, mib))
+	nothingTemporary(t, a)
+	nothingLeft(t, a)
+	var data int
+	for _, name := range objectsOf(t, s) {
+		if strings.HasPrefix(name, "p/") {
+			data++
+		}
+	}
+	if data != 1 {
+		t.Errorf("%d packs of data were stored, 1 is needed", data)
+	}
 }
 
 // endRunning waits for all operations to end.

@@ -154,12 +154,6 @@ func (k *killing) delete() {
 	k.took /= 10
 	defer func() { k.took = took }()
 	k.strike("backup", "delete", name, "--force")
-	if list := k.d.varve("backup", "list", "-o", "value", "-c", "Name", "-c", "Status"); strings.Contains(list, name+" ") {
-		if !strings.Contains(list, name+" error_deleting\n") {
-			k.t.Errorf("after a deletion that was cut off:\n%s", list)
-		}
-		k.d.varve("backup", "delete", name, "--force")
-	}
 	delete(k.kept, name)
 	k.names = append(k.names[:i:i], k.names[i+1:]...)
 }
