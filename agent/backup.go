@@ -174,6 +174,9 @@ func (a *Agent) beginDelete(tx *catalog.Tx, id layers.ID, force bool) error {
 	case catalog.Creating, catalog.Restoring, catalog.Deleting:
 		return fail(Conflict, "backup %s is in status %s: wait for the operation or cancel it", id, b.Status)
 	}
+	if b.Protected {
+		return fail(Conflict, "Invalid backup: backup %s is protected. Let it be deleted first with: varve backup set --unprotected %s", b.Name, id)
+	}
 	for _, other := range all(a, tx, catalog.Backups) {
 		if other.ParentID == id && !force {
 			return fail(Invalid, "Invalid backup: Incremental backups exist for this backup.")
@@ -181,6 +184,33 @@ func (a *Agent) beginDelete(tx *catalog.Tx, id layers.ID, force bool) error {
 	}
 	b.Status, b.Updated = catalog.Deleting, time.Now().UTC()
 	return catalog.Backups.Put(tx, b)
+}
+
+// ProtectBackup keeps a backup from being deleted, here and by other hosts once
+// they have read the target's list, or lets it be deleted again.
+func (a *Agent) ProtectBackup(ctx context.Context, ref string, on bool) (BackupView, error) {
+	b, t, release, err := a.wholeBackup(ctx, ref)
+	if err != nil {
+		return BackupView{}, err
+	}
+	defer release()
+	ctx, cancel := context.WithTimeout(ctx, openTimeout)
+	defer cancel()
+	r, leave, err := a.useTarget(ctx, t)
+	if err != nil {
+		return BackupView{}, err
+	}
+	defer leave()
+	if err := r.Protect(ctx, b.ID, on); err != nil {
+		return BackupView{}, targetError(t, "change a backup in", err)
+	}
+	err = a.update(func(tx *catalog.Tx) error {
+		return change(tx, catalog.Backups, b.ID, func(b *catalog.Backup) { b.Protected, b.Updated = on, time.Now().UTC() })
+	})
+	if err != nil {
+		return BackupView{}, err
+	}
+	return a.Backup(ctx, b.ID.String())
 }
 
 // deleteFrom deletes a backup in its target. One that is not there is deleted.

@@ -12,7 +12,7 @@ import (
 
 // A Retention says which backups of a volume in a target to keep: the Last
 // newest, and the newest one of each of the last so many hours, days, weeks,
-// months and years that have any. Times are those of the data, UTC; weeks are
+// months and years that have any. Protected ones stay besides. Times are those of the data, UTC; weeks are
 // those of ISO 8601.
 type Retention struct {
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
@@ -111,11 +111,19 @@ func (r Retention) decide(line []BackupView) []Decision {
 	for i, b := range line {
 		decisions[i].Backup = b
 	}
+	for i, b := range line {
+		if b.Protected {
+			decisions[i].Reasons = []string{"protected"}
+		}
+	}
 	for _, rule := range r.rules() {
 		last, kept := "", 0
 		for i, b := range line {
 			if kept == rule.keep {
 				break
+			}
+			if b.Protected {
+				continue
 			}
 			if rule.period == nil {
 				kept++

@@ -68,6 +68,11 @@ func TestRetention(t *testing.T) {
 	if !slices.Equal(reasons, []string{"last", "weekly 2026-W10"}) {
 		t.Errorf("reasons %q", reasons)
 	}
+	line[0].Protected = true
+	protected := Retention{Last: 1}.decide(line)
+	if !slices.Equal(protected[0].Reasons, []string{"protected"}) || !protected[1].Keep() || protected[2].Keep() {
+		t.Errorf("with the newest protected: %q, %q, %q", protected[0].Reasons, protected[1].Reasons, protected[2].Reasons)
+	}
 	wantError(t, Retention{}.check(), Invalid, "nothing would be kept")
 	wantError(t, Retention{Last: 1, Daily: -1}.check(), Invalid, "-1")
 }

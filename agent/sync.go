@@ -116,6 +116,10 @@ func listBackups(ctx context.Context, r *repo.Repo, target layers.ID, known map[
 		}
 		there[b.ID] = true
 		if mirrored(b.ID) {
+			if record := known[b.ID]; record.Protected != b.Protected {
+				record.Protected = b.Protected
+				read = append(read, record)
+			}
 			continue
 		}
 		record := fromRepository(b, target)
@@ -133,7 +137,7 @@ func fromRepository(b repo.Backup, target layers.ID) catalog.Backup {
 		ID: b.ID, TargetID: target, VolumeID: b.Volume, VolumeName: b.VolumeName,
 		Name: b.Name, Description: b.Description, Status: catalog.Available,
 		SnapshotID: b.Snapshot, BoundaryID: b.Boundary, ParentID: b.Parent,
-		Size: b.Size, DataTimestamp: b.DataTimestamp.UTC(), Created: b.Created.UTC(), Updated: b.Created.UTC(),
+		Size: b.Size, Protected: b.Protected, DataTimestamp: b.DataTimestamp.UTC(), Created: b.Created.UTC(), Updated: b.Created.UTC(),
 		Logical: b.Logical, Changed: b.Changed, Stored: b.Stored, ObjectCount: b.Objects,
 	}
 }

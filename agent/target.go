@@ -417,6 +417,8 @@ func targetError(t catalog.Target, doing string, err error) error {
 		return fail(Denied, "%s: %w", what, err)
 	case errors.Is(err, repo.ErrVersion):
 		return fail(Conflict, "%s: %w: use a newer version of varve", what, err)
+	case errors.Is(err, repo.ErrProtected):
+		return fail(Conflict, "%s: %w: let it be deleted first with varve backup set --unprotected", what, err)
 	case errors.Is(err, repo.ErrNoRepository):
 		return fail(NotFound, "%s: %w: remove the target and add it again", what, err)
 	case errors.Is(err, repo.ErrCorrupt), errors.Is(err, layers.ErrCorrupt):

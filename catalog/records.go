@@ -108,6 +108,7 @@ type Backup struct {
 	Stored         int64 // bytes that it added to the target
 	ObjectCount    int64 // objects that it added to the target
 	Duration       time.Duration
+	Protected      bool   // against deletion
 	Damage         string // what of it is lost, as the last verification has it; empty: nothing is known to be
 	DamageMode     string // of the verification that found it: only one as deep finds it whole
 }

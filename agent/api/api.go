@@ -14,7 +14,7 @@
 //	POST DELETE  /v1/volumes/{volume}/maintenance
 //	GET POST     /v1/snapshots           GET DELETE  /v1/snapshots/{snapshot}
 //	GET          /v1/snapshots/{snapshot}/diff/{other}
-//	GET POST     /v1/backups             GET DELETE  /v1/backups/{backup}
+//	GET POST     /v1/backups             GET PUT DELETE  /v1/backups/{backup}
 //	POST         /v1/backups/expire
 //	POST         /v1/backups/{backup}/restore    …/verify
 //	GET POST     /v1/targets             GET DELETE  /v1/targets/{target}

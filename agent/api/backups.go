@@ -23,6 +23,9 @@ type (
 		Backup    Backup    `json:"backup"`
 		Operation Operation `json:"operation"`
 	}
+	backupChangeBody struct {
+		Backup BackupChange `json:"backup"`
+	}
 	newRestoreBody struct {
 		Restore NewRestore `json:"restore"`
 	}
@@ -40,6 +43,11 @@ type (
 		Backup string `path:"backup" doc:"id or name"`
 	}
 )
+
+// BackupChange is what of a backup can be changed.
+type BackupChange struct {
+	Protected bool `json:"protected" doc:"it cannot be deleted, by no host"`
+}
 
 // NewVerify says how to check a backup.
 type NewVerify struct {
@@ -82,6 +90,16 @@ func (s *Server) addBackups(h huma.API) {
 	}) (*answer[operationBody], error) {
 		return begun(s.config.Agent.DeleteBackup(ctx, in.Backup, in.Force))
 	}, accepted)
+	huma.Put(h, "/v1/backups/{backup}", func(ctx context.Context, in *struct {
+		Backup string `path:"backup" doc:"id or name"`
+		Body   backupChangeBody
+	}) (*answer[backupBody], error) {
+		v, err := s.config.Agent.ProtectBackup(ctx, in.Backup, in.Body.Backup.Protected)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return &answer[backupBody]{backupBody{backup(v)}}, nil
+	})
 	huma.Post(h, "/v1/backups/expire", s.expire, accepted)
 	huma.Post(h, "/v1/backups/{backup}/restore", s.restore, accepted)
 	huma.Post(h, "/v1/backups/{backup}/verify", func(ctx context.Context, in *struct {
@@ -185,6 +203,7 @@ func backup(v agent.BackupView) Backup {
 		LogicalBytes:        v.Logical,
 		ChangedBytes:        v.Changed,
 		StoredBytes:         v.Stored,
+		Protected:           v.Protected,
 		DurationMS:          v.Duration.Milliseconds(),
 		DoneBytes:           v.Done,
 		TotalBytes:          v.Total,

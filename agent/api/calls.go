@@ -137,6 +137,12 @@ func (c *Client) CreateBackup(ctx context.Context, n NewBackup) (Backup, Operati
 	return out.Backup, out.Operation, err
 }
 
+// ChangeBackup changes what of a backup can be changed.
+func (c *Client) ChangeBackup(ctx context.Context, name string, change BackupChange) (Backup, error) {
+	out, err := call[backupBody](ctx, c, http.MethodPut, "backups", "backup", name, "", backupChangeBody{change})
+	return out.Backup, err
+}
+
 // DeleteBackup begins to delete a backup.
 func (c *Client) DeleteBackup(ctx context.Context, name string, force bool) (Operation, error) {
 	name, err := ref("backup", name)

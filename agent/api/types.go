@@ -225,6 +225,7 @@ type Backup struct {
 	LogicalBytes   int64   `json:"logical_bytes" doc:"of data that it added, before compression"`
 	ChangedBytes   int64   `json:"changed_bytes" doc:"that may differ from the parent, zeros included; of a full backup all data"`
 	StoredBytes    int64   `json:"stored_bytes" doc:"that it added to the target"`
+	Protected      bool    `json:"protected" doc:"it cannot be deleted"`
 	DurationMS     int64   `json:"duration_ms" doc:"milliseconds that its making took"`
 	DoneBytes      int64   `json:"done_bytes" doc:"while it is being made or restored"`
 	TotalBytes     int64   `json:"total_bytes" doc:"while it is being made or restored; 0: not known yet"`

@@ -33,6 +33,7 @@ type Backup struct {
 	Objects int64 // objects that this backup added, and that stay with it
 
 	Incremental   bool
+	Protected     bool // against deletion: see Protect
 	Created       time.Time
 	DataTimestamp time.Time
 	Meta          map[string]string
@@ -50,7 +51,7 @@ func (r *Repo) Backups(ctx context.Context) iter.Seq2[Backup, error] {
 }
 
 // NewBackups is Backups for who knows most of them: of a backup that is known
-// nothing is read, and only its ID and its Volume are yielded.
+// nothing is read, and only its ID, its Volume and Protected are yielded.
 func (r *Repo) NewBackups(ctx context.Context, known func(layers.ID) bool) iter.Seq2[Backup, error] {
 	return func(yield func(Backup, error) bool) {
 		l, err := r.list(ctx, volumesRoot)
@@ -83,7 +84,7 @@ func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(lay
 		}
 		answers[i] = make(chan answer, 1)
 		if name := roots[i].name; known(name.backup) {
-			answers[i] <- answer{Backup{ID: name.backup, Volume: name.volume}, nil}
+			answers[i] <- answer{Backup{ID: name.backup, Volume: name.volume, Protected: roots[i].held}, nil}
 			return
 		}
 		go func() {
@@ -105,7 +106,7 @@ func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(lay
 			continue // pruned: the listing lags
 		}
 		if a.err != nil {
-			a.backup = Backup{ID: root.name.backup, Volume: root.name.volume}
+			a.backup = Backup{ID: root.name.backup, Volume: root.name.volume, Protected: root.held}
 			a.err = fmt.Errorf("backup %s: %w", root.name.backup, a.err)
 		}
 		if !yield(a.backup, a.err) {
@@ -145,11 +146,15 @@ func (r *Repo) Backup(ctx context.Context, id layers.ID) (Backup, error) {
 
 // Delete hides the backup at once, by a tombstone; pruning frees its space
 // later. Backups that share data with it stay whole. One that is not there is
-// an error that wraps fs.ErrNotExist; a damaged one can be deleted.
+// an error that wraps fs.ErrNotExist, one that is known to be protected
+// ErrProtected; a damaged one can be deleted.
 func (r *Repo) Delete(ctx context.Context, id layers.ID) error {
 	listed, fresh, err := r.find(ctx, id)
 	if err != nil {
 		return err
+	}
+	if listed.held {
+		return fmt.Errorf("delete backup %s: %w", id, ErrProtected)
 	}
 	if !fresh {
 		if err := r.checkLive(ctx, listed.name); err != nil {

@@ -18,7 +18,8 @@ const (
 	kindRelocation objectKind = 7
 	kindCondemned  objectKind = 8
 	kindTombstone  objectKind = 11
-	kindLast                  = kindTombstone
+	kindHold       objectKind = 12
+	kindLast                  = kindHold
 )
 
 const (

@@ -25,6 +25,7 @@ type listedRoot struct {
 	name     rootName
 	size     int64     // bytes; 0: not known
 	modified time.Time // by the store's clock; zero: not known
+	held     bool      // it is protected
 }
 
 func newIndex() *index {
@@ -71,14 +72,15 @@ type listing struct {
 	roots   []listedRoot // by volume, then claim epoch, then number
 	deleted map[layers.ID]bool
 	stones  []listedStone
-	newest  time.Time // of all objects listed: the store's clock is past it
+	holds   map[layers.ID][]string // names of the objects that protect a backup
+	newest  time.Time              // of all objects listed: the store's clock is past it
 }
 
 // list reads the names below a prefix and teaches them to the index. Names that
 // are not of this format are passed over: no backup can be behind them, and a
 // foreign object must not hide those that are there.
 func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
-	l := &listing{deleted: make(map[layers.ID]bool)}
+	l := &listing{deleted: make(map[layers.ID]bool), holds: make(map[layers.ID][]string)}
 	for info, err := range r.store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list backups: %w", err)
@@ -96,19 +98,25 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 			if !ok {
 				continue
 			}
-			listed := listedRoot{root, info.Size, info.Modified}
-			l.roots = append(l.roots, listed)
-			r.index.add(listed)
+			l.roots = append(l.roots, listedRoot{name: root, size: info.Size, modified: info.Modified})
 		case "d":
 			if id, ok := name.tombstone(); ok {
 				l.deleted[id] = true
 				l.stones = append(l.stones, listedStone{name.volume, id, info.Size, info.Modified})
+			}
+		case "h":
+			if id, ok := name.hold(); ok {
+				l.holds[id] = append(l.holds[id], info.Name)
 			}
 		case "k":
 			if ref, ok := name.key(); ok {
 				r.index.addKey(ref)
 			}
 		}
+	}
+	for i := range l.roots {
+		l.roots[i].held = len(l.holds[l.roots[i].name.backup]) > 0
+		r.index.add(l.roots[i])
 	}
 	for id := range l.deleted {
 		r.index.forget(id)

@@ -98,6 +98,11 @@ func tombstoneName(volume, backup layers.ID) string {
 	return volumePrefix(volume) + "d/" + backup.String()
 }
 
+// holdName is the name of one protection of a backup.
+func holdName(volume, backup layers.ID, id objectID) string {
+	return volumePrefix(volume) + "h/" + backup.String() + "-" + id.String()
+}
+
 func sessionName(backup layers.ID, n int64) string {
 	return fmt.Sprintf("%s%s-%08d", sessionRoot, backup, n)
 }
@@ -137,7 +142,7 @@ func (n rootName) String() string {
 	return fmt.Sprintf("%sb/%016x-%016x-%s", volumePrefix(n.volume), n.epoch, n.seq, n.backup)
 }
 
-// volumeName is a name below v/VOLUME/, cut at the slash: its kind is k, b, d
+// volumeName is a name below v/VOLUME/, cut at the slash: its kind is k, b, d, h
 // or one of those that are laid out for later.
 type volumeName struct {
 	volume layers.ID
@@ -173,6 +178,15 @@ func (n volumeName) tombstone() (layers.ID, bool) {
 	}
 	id, err := layers.ParseID(n.rest)
 	return id, err == nil && id.String() == n.rest
+}
+
+// hold returns the backup that the name of a hold protects.
+func (n volumeName) hold() (layers.ID, bool) {
+	if n.kind != "h" || len(n.rest) != 36+1+40 || n.rest[36] != '-' {
+		return layers.ID{}, false
+	}
+	id, err := layers.ParseID(n.rest[:36])
+	return id, err == nil && id.String() == n.rest[:36]
 }
 
 func (n volumeName) key() (keyRef, bool) {

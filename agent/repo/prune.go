@@ -341,7 +341,7 @@ func (p *prune) removeDead(ctx context.Context) error {
 			p.report.Freed.Bytes -= stone.size
 			continue
 		}
-		names = append(names, stone.name())
+		names = append(append(names, p.holds[stone.backup]...), stone.name())
 	}
 	if err := p.remove(ctx, names); err != nil {
 		return err

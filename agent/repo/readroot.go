@@ -91,6 +91,7 @@ func (r *Repo) readSummary(ctx context.Context, listed listedRoot) (Backup, erro
 	if err != nil {
 		return Backup{}, damaged(name, headerSize, err)
 	}
+	root.backup.Protected = listed.held
 	return root.backup, nil
 }
 

@@ -31,6 +31,8 @@ var (
 	// ErrCorrupt means that an object is damaged, missing or not the one that
 	// was written under its name.
 	ErrCorrupt = errors.New("corrupt")
+	// ErrProtected means that a backup is kept from being deleted.
+	ErrProtected = errors.New("the backup is protected")
 	// ErrParentGone means that the parent of an incremental backup is not in
 	// the repository, or is deleted: a full backup is the way on.
 	ErrParentGone = errors.New("parent backup is gone")

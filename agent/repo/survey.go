@@ -21,6 +21,7 @@ type survey struct {
 	written  map[layers.ID]time.Time   // when the root of a backup was, by the store's clock; zero: not known
 	stones   map[layers.ID]listedStone // by backup
 	lists    []listedList
+	holds    map[layers.ID][]string // names of the objects that protect a backup
 
 	leaned map[rootName]bool // parents of the backups that are being made
 }
@@ -63,7 +64,7 @@ func (r *Repo) survey(ctx context.Context, own layers.ID) (*survey, error) {
 		return nil, err
 	}
 	s.tick(l.newest)
-	s.roots = l.roots
+	s.roots, s.holds = l.roots, l.holds
 	for _, root := range l.roots {
 		s.written[root.name.backup] = root.modified
 	}

@@ -34,6 +34,10 @@ func (p *program) backupCommand() *cli.Command {
 			waitFlags(&cli.BoolFlag{Name: "force", Usage: "also if incremental backups depend on it; they stay whole"}),
 			(*call).backupDelete),
 		p.backupExpireVerb(),
+		p.verb("set", "BACKUP...", "protect backups from being deleted, on every host, or let them be deleted again", []cli.Flag{
+			&cli.BoolFlag{Name: "protected", Usage: "refuse to delete them"},
+			&cli.BoolFlag{Name: "unprotected", Usage: "let them be deleted"},
+		}, (*call).backupSet),
 		p.resetVerb("backup", "BACKUP..."),
 		p.verb("verify", "BACKUP", "check that a backup is whole in its target",
 			waitFlags(&cli.BoolFlag{Name: "deep", Usage: "read all its data too"}), (*call).backupVerify))
@@ -196,6 +200,21 @@ func (c *call) backupDelete() error {
 	})
 }
 
+func (c *call) backupSet() error {
+	on := c.Bool("protected")
+	if on == c.Bool("unprotected") {
+		return usagef("backup set: say either --protected or --unprotected")
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("backup", "set", func(name string) error {
+		_, err := client.ChangeBackup(c.ctx, name, api.BackupChange{Protected: on})
+		return err
+	})
+}
+
 func (c *call) backupVerify() error {
 	if c.directURL() != "" {
 		return c.directVerify(c.args[0])
@@ -247,6 +266,7 @@ func backupLongFields(b api.Backup) []field {
 		{"logical_bytes", byteCount(b.LogicalBytes)},
 		{"parent_id", orNone(b.ParentID)},
 		{"progress", share(b.DoneBytes, b.TotalBytes)},
+		{"protected", b.Protected},
 		{"size_bytes", b.SizeBytes},
 		{"stored_bytes", byteCount(b.StoredBytes)},
 		{"target", b.TargetURL},

@@ -1,0 +1,61 @@
+package repo
+
+import (
+	"errors"
+	"io/fs"
+	"testing"
+
+	"varve/agent/object"
+	"varve/layers"
+)
+
+// A protected backup is deleted by no host that has read the list, until the
+// protection ends; nothing of it is left in the store then.
+func TestProtect(t *testing.T) {
+	store := object.NewMem()
+	r := testRepo(t, store, true)
+	v, ctx := newVolume(1<<20), t.Context()
+	v.write(0, []byte("data"))
+	b, err := v.backup(ctx, r, layers.ID{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := errors.Join(r.Protect(ctx, b.ID, true), r.Protect(ctx, b.ID, true)); err != nil {
+		t.Fatal(err)
+	}
+	other, err := Open(ctx, store, Key{Passphrase: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer other.Close()
+	for _, host := range []*Repo{r, other} {
+		for got, err := range host.Backups(ctx) {
+			if err != nil || !got.Protected {
+				t.Errorf("listed: protected %v, %v", got.Protected, err)
+			}
+		}
+		for got := range host.NewBackups(ctx, func(layers.ID) bool { return true }) {
+			if !got.Protected || got.ID != b.ID {
+				t.Errorf("known: %+v", got)
+			}
+		}
+		if err := host.Delete(ctx, b.ID); !errors.Is(err, ErrProtected) {
+			t.Errorf("delete: %v, want ErrProtected", err)
+		}
+	}
+	if err := other.Protect(ctx, b.ID, false); err != nil {
+		t.Fatal(err)
+	}
+	for info := range store.List(ctx, volumePrefix(b.Volume)+"h/") {
+		t.Errorf("%s is left", info.Name)
+	}
+	if err := other.Delete(ctx, b.ID); err != nil {
+		t.Error(err)
+	}
+	if err := other.Protect(ctx, b.ID, true); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("protect what is deleted: %v", err)
+	}
+	if err := r.Protect(ctx, layers.NewID(), true); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("protect what never was: %v", err)
+	}
+}
