@@ -143,9 +143,13 @@ func writeGolden(t *testing.T, file string, keys []Key) {
 	if err := r.Delete(t.Context(), goldenIDs[1]); err != nil {
 		t.Fatal(err)
 	}
+	writeZip(t, file, contents(t, store))
+}
+
+func writeZip(t *testing.T, file string, objects map[string][]byte) {
 	var b bytes.Buffer
 	w := zip.NewWriter(&b)
-	for name, content := range contents(t, store) {
+	for name, content := range objects {
 		f, err := w.Create(name)
 		if err == nil {
 			_, err = f.Write(content)
@@ -180,4 +184,68 @@ func readZip(t *testing.T, file string) map[string][]byte {
 		}
 	}
 	return objects
+}
+
+// TestGoldenRepaired: a repository of two volumes with a pack that was damaged
+// and is repaired, a backup that was deleted, and a relocation, is readable for
+// ever.
+func TestGoldenRepaired(t *testing.T) {
+	file := filepath.Join("testdata", "v1-repaired.zip")
+	if *golden {
+		writeRepaired(t, file)
+	}
+	r, err := Open(t.Context(), storeOf(t, readZip(t, file)), Key{Passphrase: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	v := newVolume(300_001)
+	goldenStep(v, 0)
+	compare(t, r, goldenIDs[0], v.bytes)
+	compare(t, r, goldenIDs[2], v.bytes) // of the other volume
+	report, err := r.Audit(t.Context(), AuditOptions{Level: Deep})
+	if err != nil || report.Backups != 2 || report.Count != 0 {
+		t.Errorf("audit: %v, %+v", err, report)
+	}
+	if report, err := r.Verify(t.Context(), goldenIDs[0], VerifyOptions{Level: Deep}); err != nil || report.Frames == 0 {
+		t.Errorf("verify: %v, %+v", err, report)
+	}
+}
+
+func writeRepaired(t *testing.T, file string) {
+	store := object.NewMem()
+	key := Key{Passphrase: secret}
+	r, err := Init(t.Context(), store, key, Params{Label: "repaired", cost: cheap})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.packTarget = 32 << 10
+	v := newVolume(300_001)
+	goldenStep(v, 0)
+	for i, id := range goldenIDs {
+		j := Job{ID: id, Volume: fixedID, VolumeName: "golden", Source: v.source(), Created: fixedTime}
+		if i == 2 {
+			j.Volume, j.VolumeName = otherID, "other"
+		}
+		if _, err := r.Create(t.Context(), j); err != nil {
+			t.Fatal(err)
+		}
+	}
+	lost, bytes := "", []byte(nil)
+	for name, b := range contents(t, store) {
+		if id, ok := packOf(name); ok && id.where == inData && id.id.session() == sessionOf(goldenIDs[0]) && (lost == "" || name < lost) {
+			lost, bytes = name, b
+		}
+	}
+	bytes[headerSize+10] ^= 1
+	if err := store.Put(t.Context(), lost, bytes); err != nil {
+		t.Fatal(err)
+	}
+	if report, err := r.Audit(t.Context(), AuditOptions{Level: Deep, Repair: true}); err != nil || report.Healed == 0 {
+		t.Fatalf("repair: %v, %+v", err, report)
+	}
+	if err := r.Delete(t.Context(), goldenIDs[1]); err != nil {
+		t.Fatal(err)
+	}
+	writeZip(t, file, contents(t, store))
 }

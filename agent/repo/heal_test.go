@@ -53,6 +53,9 @@ func (s *sample) expectWhole(t testing.TB, what string, store object.Store, imag
 	defer r.Close()
 	for id, image := range images {
 		compare(t, r, id, image)
+		if report, err := r.Verify(t.Context(), id, VerifyOptions{Level: Deep}); err != nil {
+			t.Errorf("%s: verify backup %s: %v, %v", what, id, err, report.Damage)
+		}
 		if l, err := r.Layer(t.Context(), id); err != nil {
 			t.Error(err)
 		} else {

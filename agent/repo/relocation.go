@@ -422,3 +422,14 @@ func (r *Repo) hopsOf(ctx context.Context, volume layers.ID, name string) ([]hop
 	}
 	return v.known[name], nil
 }
+
+// allMoved reports whether relocations have all frames elsewhere too.
+func (r *Repo) allMoved(ctx context.Context, frames []wanted) (bool, error) {
+	for i := range frames {
+		places, err := r.movedTo(ctx, frames[i].pack.key.volume, sectionKey{frames[i].pack.id, frames[i].frame.number})
+		if err != nil || len(places) == 0 {
+			return false, err
+		}
+	}
+	return true, nil
+}
