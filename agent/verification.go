@@ -141,6 +141,9 @@ func (v *verification) work(ctx context.Context, op *operation) error {
 	if errors.Is(context.Cause(ctx), errStopped) {
 		return err // the next daemon goes on
 	}
+	if err := v.name(); err != nil {
+		return err
+	}
 	findings := findingsOf(&v.report)
 	left := v.report.Count
 	op.change(func(r *catalog.Operation) { r.Findings, r.Damage = findings, left })
@@ -155,6 +158,26 @@ func (v *verification) work(ctx context.Context, op *operation) error {
 		return v.verdict()
 	}
 	return err
+}
+
+// name calls backups whose roots cannot be read as the catalog does.
+func (v *verification) name() error {
+	known, err := v.a.backupsIn(v.target.ID)
+	if err != nil {
+		return err
+	}
+	call := func(all []repo.Touched) {
+		for i := range all {
+			if b, is := known[all[i].Backup]; is && all[i].VolumeName == "" {
+				all[i].Name, all[i].VolumeName = b.Name, b.VolumeName
+			}
+		}
+	}
+	call(v.report.Damaged)
+	for _, f := range v.report.Findings {
+		call(f.Backups)
+	}
+	return nil
 }
 
 // read reads what is to be read.

@@ -263,3 +263,65 @@ func TestVerificationWithoutBeingAsked(t *testing.T) {
 		t.Errorf("%d runs after it was switched off, want 2", len(runs()))
 	}
 }
+
+// TestVerificationSurvivesAKill: a state folder as kill -9 leaves it in the
+// middle of a deep verification has what was read up to the last checkpoint,
+// and the next daemon reads the rest.
+func TestVerificationSurvivesAKill(t *testing.T) {
+	w := newWorld(t)
+	dir := t.TempDir()
+	a := w.start(dir)
+	addTarget(t, a, "t1")
+	createVolume(t, a, "v", 4*mib)
+	const backups = 72
+	for i := range backups {
+		write(t, a, "v", uint64(i+1), int64(i)*8192, 4096)
+		backUp(t, a, NewBackup{Volume: "v", Name: "b", Incremental: i > 0})
+	}
+	store := w.store(url("t1"))
+	var mu sync.Mutex
+	reads, hang := 0, 0
+	stuck := make(chan struct{}, 1)
+	store.on(func(ctx context.Context, op, name string) error {
+		if op != "get" || name[1] != '/' || !strings.ContainsAny(name[:1], "pm") {
+			return nil
+		}
+		mu.Lock()
+		reads++
+		waits := hang > 0 && reads > hang
+		mu.Unlock()
+		if !waits {
+			return nil
+		}
+		select {
+		case stuck <- struct{}{}:
+		default:
+		}
+		<-ctx.Done()
+		return ctx.Err()
+	})
+	mapped := succeed(t, a, must(a.VerifyTarget(t.Context(), "t1", VerifyRequest{Mode: "map"}))(t))
+	leaves := reads
+	packs := int(must(a.Target(t.Context(), "t1"))(t).Verified.Packs)
+	if packs < backups {
+		t.Fatalf("%d packs: %s", packs, mapped.Note)
+	}
+	mu.Lock()
+	reads, hang = 0, leaves+packs-3
+	mu.Unlock()
+	op := must(a.VerifyTarget(t.Context(), "t1", VerifyRequest{Mode: "deep"}))(t)
+	select {
+	case <-stuck:
+	case <-time.After(patience):
+		t.Fatal("it does not read")
+	}
+	killed := copyState(t, dir)
+	mu.Lock()
+	reads, hang = 0, 0
+	mu.Unlock()
+	next := w.start(killed)
+	succeed(t, next, op)
+	if again := reads - leaves; again > packs-60 || again < 3 {
+		t.Errorf("%d of %d packs were read by the daemon after", again, packs)
+	}
+}
