@@ -158,6 +158,7 @@ func (s *Server) Handler() http.Handler {
 	s.addTargets(h)
 	s.addTargetKeys(h)
 	s.addDescription(h)
+	s.addUsage(h)
 	s.addOperations(h)
 	s.addAttachments(h)
 	s.addMounts(h)

@@ -269,11 +269,11 @@ func TestOpenAPI(t *testing.T) {
 		t.Fatalf("%d, %v, version %q", answer.StatusCode, err, d.OpenAPI)
 	}
 	want := []string{
-		"/v1/attachments", "/v1/attachments/{attachment}", "/v1/backups", "/v1/backups/expire", "/v1/backups/{backup}", "/v1/backups/{backup}/diff/{other}", "/v1/backups/{backup}/restore", "/v1/backups/{backup}/verify",
+		"/v1/attachments", "/v1/attachments/{attachment}", "/v1/backups", "/v1/backups/expire", "/v1/backups/{backup}", "/v1/backups/{backup}/cost", "/v1/backups/{backup}/diff/{other}", "/v1/backups/{backup}/restore", "/v1/backups/{backup}/verify",
 		"/v1/mounts", "/v1/mounts/{mount}", "/v1/operations", "/v1/operations/{operation}", "/v1/operations/{operation}/events", "/v1/quota",
 		"/v1/snapshots", "/v1/snapshots/{snapshot}", "/v1/snapshots/{snapshot}/diff/{other}", "/v1/status", "/v1/targets", "/v1/targets/{target}", "/v1/targets/{target}/prune", "/v1/targets/{target}/sync", "/v1/targets/{target}/verify",
-		"/v1/targets/{target}/description", "/v1/targets/{target}/keys", "/v1/targets/{target}/keys/{slot}", "/v1/targets/{target}/keys/{slot}/rotate",
-		"/v1/targets/{target}/volumes/{volume}/rotate",
+		"/v1/targets/{target}/usage", "/v1/targets/{target}/description", "/v1/targets/{target}/keys", "/v1/targets/{target}/keys/{slot}", "/v1/targets/{target}/keys/{slot}/rotate",
+		"/v1/targets/{target}/volumes/{volume}/rotate", "/v1/backups/{backup}/action", "/v1/snapshots/{snapshot}/action", "/v1/volumes/{volume}/action",
 		"/v1/volumes", "/v1/volumes/{volume}", "/v1/volumes/{volume}/grow", "/v1/volumes/{volume}/import", "/v1/volumes/{volume}/maintenance", "/v1/volumes/{volume}/revert", "/v1/volumes/{volume}/check",
 	}
 	for _, p := range want {

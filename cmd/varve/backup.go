@@ -11,7 +11,7 @@ import (
 )
 
 func (p *program) backupCommand() *cli.Command {
-	long := &cli.BoolFlag{Name: "long", Usage: "also parent, bytes, progress, duration, throughput and target"}
+	long := &cli.BoolFlag{Name: "long", Usage: "also parent, bytes, progress, duration, throughput, target, and what is unique to it"}
 	return noun("backup", "copies of volumes in a backup target",
 		p.verb("create", "VOLUME", "back up a volume or one of its snapshots",
 			outputFlags(waitFlags(append(quiesceFlags(),
@@ -126,29 +126,51 @@ func (c *call) backupShow() error {
 	if err != nil {
 		return err
 	}
-	b, err := c.backup(c.args[0])
+	if c.directURL() != "" {
+		t, b, err := c.openBackup(c.args[0])
+		if err != nil {
+			return err
+		}
+		defer t.Close()
+		return c.showBackup(out, b, func() (api.BackupCost, error) { return t.cost(c.ctx, b) })
+	}
+	client, err := c.client()
 	if err != nil {
 		return err
 	}
+	b, err := client.Backup(c.ctx, c.args[0])
+	if err != nil {
+		return err
+	}
+	return c.showBackup(out, b, func() (api.BackupCost, error) { return client.BackupCost(c.ctx, b.ID) })
+}
+
+// showBackup prints a backup; what it costs is asked only for --long.
+func (c *call) showBackup(out format, b api.Backup, cost func() (api.BackupCost, error)) error {
 	fields := backupFields(b)
 	switch {
 	case c.Bool("long"):
 		fields = append(fields, backupLongFields(b)...)
+		fields = append(fields, c.costFields(b, cost)...)
 	case b.Damage != nil:
 		fields = append(fields, field{"damage", *b.Damage})
 	}
 	return out.show(c.stdout, fields)
 }
 
-func (c *call) backup(ref string) (api.Backup, error) {
-	if c.directURL() != "" {
-		return c.directBackup(ref)
+// costFields are None of a backup that is not whole, and where the target does
+// not say.
+func (c *call) costFields(b api.Backup, cost func() (api.BackupCost, error)) []field {
+	none := []field{{"unique_bytes", nil}, {"unique_objects", nil}}
+	if b.Status != "available" {
+		return none
 	}
-	client, err := c.client()
+	paid, err := cost()
 	if err != nil {
-		return api.Backup{}, err
+		c.complain("backup show: what is unique to the backup is left out: ", err)
+		return none
 	}
-	return client.Backup(c.ctx, ref)
+	return []field{{"unique_bytes", byteCount(paid.UniqueBytes)}, {"unique_objects", paid.UniqueObjects}}
 }
 
 func (c *call) backupRestore() error {

@@ -124,16 +124,7 @@ func (t *bareTarget) describe(b repo.Backup) api.Backup {
 	return out
 }
 
-// directBackup is the backup that ref, an id or a name, means.
-func (c *call) directBackup(ref string) (api.Backup, error) {
-	t, err := c.openDirect()
-	if err != nil {
-		return api.Backup{}, err
-	}
-	defer t.Close()
-	return t.find(c, ref)
-}
-
+// find is the backup that ref, an id or a name, means.
 func (t *bareTarget) find(c *call, ref string) (api.Backup, error) {
 	all, err := t.backups(c)
 	if err != nil {

@@ -26,6 +26,7 @@ func (p *program) targetCommand() *cli.Command {
 		p.verb("sync", "TARGET...", "read the targets' lists of backups now", nil, (*call).targetSync),
 		p.targetVerifyVerb(),
 		p.pruneVerb(),
+		p.usageVerb(),
 		p.targetKeyCommand())
 }
 
