@@ -602,14 +602,14 @@ func (w *world) reach(r *Repo, listed listedRoot, needed map[objectID]bool) erro
 	return nil
 }
 
-// The world must be able to tell that a rule is missing. It breaks one that it
-// finds soon; in make soak each.
+// The world must be able to tell that a rule is missing: it breaks each. That
+// takes up to some hundred seeds, so it is part of make soak alone.
 func TestHostsMissEveryRule(t *testing.T) {
 	const most = 2000 // seeds
-	flaws := []flaw{trusting}
-	if os.Getenv("SEEDS") != "" {
-		flaws = []flaw{trusting, blindToRunning, greedy, rootsFirst}
+	if os.Getenv("SEEDS") == "" {
+		return
 	}
+	flaws := []flaw{trusting, blindToRunning, greedy, rootsFirst}
 	for _, f := range flaws {
 		t.Run(strings.ReplaceAll(string(f), " ", "-"), func(t *testing.T) {
 			first := uint64(time.Now().UnixNano()) >> 10
@@ -663,7 +663,7 @@ func simulate(t *testing.T, f flaw, sky weather, seed uint64) (w *world) {
 
 func TestHosts(t *testing.T) {
 	// C5, B9, B17, B19.
-	seeds := uint64(30)
+	seeds := uint64(20)
 	if testing.Short() {
 		seeds = 5
 	}
