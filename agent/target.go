@@ -138,17 +138,15 @@ func (a *Agent) targetIsNew(tx *catalog.Tx, record catalog.Target) error {
 // openOrInit opens the repository in the store or, if there is none, makes it
 // and returns its recovery key.
 func openOrInit(ctx context.Context, store object.Store, n NewTarget) (r *repo.Repo, recovery string, err error) {
-	key := repo.Key{Passphrase: n.Passphrase, KeyFile: string(n.KeyFile)}
-	r, err = repo.Open(ctx, store, key)
-	if !errors.Is(err, repo.ErrNoRepository) {
-		return r, "", err
-	}
 	p := repo.Params{NoEncryption: n.NoEncryption, Label: n.Name}
 	if !p.NoEncryption {
 		p.Recovery = repo.NewRecoveryKey()
 		recovery = p.Recovery.String()
 	}
-	r, err = repo.Init(ctx, store, key, p)
+	r, made, err := repo.OpenOrInit(ctx, store, repo.Key{Passphrase: n.Passphrase, KeyFile: string(n.KeyFile)}, p)
+	if !made {
+		recovery = ""
+	}
 	return r, recovery, err
 }
 
@@ -429,7 +427,7 @@ func targetError(t catalog.Target, doing string, err error) error {
 		return fail(Denied, "%s: %w: check the credentials", what, err)
 	case ReasonOf(err) == Denied:
 		return fail(Denied, "%s: %w: check the credentials; new ones are taken with: varve target set %s --login", what, err, t.Name)
-	case errors.Is(err, object.ErrOccupied):
+	case errors.Is(err, object.ErrOccupied), errors.Is(err, repo.ErrExists):
 		return fail(Conflict, "%s: %w", what, err)
 	case object.IsFull(err):
 		return fail(Unavailable, "%s: %w: make room there, or raise its quota, then try again", what, err)

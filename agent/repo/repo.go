@@ -108,17 +108,22 @@ func initialize(ctx context.Context, s object.Store, k Key, p Params) (*Repo, er
 	if err := h.validate(); err != nil {
 		return nil, err
 	}
-	var master [32]byte
-	var first *slot
-	var err error
 	switch {
 	case p.NoEncryption && !k.empty():
 		return nil, fmt.Errorf("%w: a key was given for a repository without encryption; leave one of them out", ErrKey)
-	case p.NoEncryption:
-		h.suite, master = suiteOpen, openMaster(h.id)
-	case k.empty():
+	case !p.NoEncryption && k.empty():
 		return nil, fmt.Errorf("%w: a passphrase or a key file is needed; only a repository made without encryption has none", ErrKey)
-	default:
+	}
+	give, err := claimInit(ctx, s, h.id)
+	if err != nil {
+		return nil, err
+	}
+	defer give()
+	var master [32]byte
+	var first *slot
+	if p.NoEncryption {
+		h.suite, master = suiteOpen, openMaster(h.id)
+	} else {
 		rand.Read(master[:]) // never fails: crypto/rand
 		if first, err = putSlots(ctx, s, h, k, p, master); err != nil {
 			return nil, err
