@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -156,6 +157,7 @@ func TestPruneCanStopAnywhere(t *testing.T) {
 		var done map[string][]byte
 		for k := 0; ; k++ {
 			store := first.Clone()
+			var mu sync.Mutex
 			seen, stop := 0, true
 			hook := &objecttest.Hook{Store: store}
 			r, err := Open(t.Context(), hook, Key{Passphrase: secret})
@@ -163,6 +165,8 @@ func TestPruneCanStopAnywhere(t *testing.T) {
 				t.Fatal(err)
 			}
 			hook.Before = func(op, name string) error {
+				mu.Lock()
+				defer mu.Unlock()
 				if seen++; seen > k && stop {
 					return errStopped
 				}
