@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
-	"slices"
 	"sync"
 	"time"
 
@@ -55,19 +54,6 @@ type Attachment struct {
 	ReadOnly bool
 	Persist  bool // it is attached again when the machine was started again
 	Since    time.Time
-}
-
-// VolumeView is a volume as it is shown.
-type VolumeView struct {
-	catalog.Volume
-	Attachments []Attachment    // oldest first
-	Allocated   int64           // bytes on disk, snapshots included
-	Live        int64           // bytes on disk that the live volume reads
-	Snapshots   []SnapshotUsage // oldest first, those that the system made included
-	Chain       layers.State    // how its data is doing
-	Clones      []string        // names of the volumes that were made of it and may share its layers
-	FileSystem  FileSystem      // that is on all of it; only of one volume, not in a list
-	Twins       []string        // names of the other volumes on which the same file system is
 }
 
 // A volume is what the agent has in memory of a volume.
@@ -158,38 +144,6 @@ func (a *Agent) dropVolume(id layers.ID) {
 	delete(a.volumes, id)
 }
 
-// unmakeVolume removes a volume's folder, which nobody has open, then what the
-// catalog knows of it.
-func (a *Agent) unmakeVolume(id layers.ID) error {
-	if err := layers.Remove(a.volumeDir(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	a.tidyVolumes()
-	return a.update(func(tx *catalog.Tx) error {
-		for _, s := range all(a, tx, catalog.Snapshots) {
-			if s.VolumeID != id {
-				continue
-			}
-			if err := catalog.Snapshots.Delete(tx, s.ID); err != nil {
-				return err
-			}
-		}
-		return catalog.Volumes.Delete(tx, id)
-	})
-}
-
-// tidyVolumes lets the volumes see to layers that they may have shared with one
-// that is gone.
-func (a *Agent) tidyVolumes() {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	for _, v := range a.volumes {
-		if v.data != nil {
-			v.data.Tidy()
-		}
-	}
-}
-
 // checkSize refuses a size in bytes that no disk can have. How large a volume
 // can be is for layers to say.
 func checkSize(size int64) error {
@@ -216,98 +170,6 @@ func dataError(doing string, err error) error {
 		return fail(reason, "%s: %w: make room in the file system of the state folder", doing, err)
 	}
 	return fail(reason, "%s: %w", doing, err)
-}
-
-// Volumes returns every volume, oldest first.
-func (a *Agent) Volumes(ctx context.Context) ([]VolumeView, error) {
-	records, snapshots, err := a.volumeRecords()
-	if err != nil {
-		return nil, err
-	}
-	names := snapshotNames(snapshots)
-	views := make([]VolumeView, 0, len(records))
-	for _, record := range records {
-		views = append(views, a.viewVolume(record, names))
-		views[len(views)-1].Clones = clonesOf(record.ID, records)
-	}
-	return views, nil
-}
-
-// Volume returns the volume that ref, a name or an id, means.
-func (a *Agent) Volume(ctx context.Context, ref string) (VolumeView, error) {
-	records, snapshots, err := a.volumeRecords()
-	if err != nil {
-		return VolumeView{}, err
-	}
-	record, err := resolve("volume", ref, records, ofVolume)
-	if err != nil {
-		return VolumeView{}, err
-	}
-	view := a.viewVolume(record, snapshotNames(snapshots))
-	view.Clones = clonesOf(record.ID, records)
-	var twins []layers.ID
-	view.FileSystem, twins = a.fileSystems(record.ID)
-	for _, r := range records {
-		if slices.Contains(twins, r.ID) {
-			view.Twins = append(view.Twins, r.Name)
-		}
-	}
-	return view, nil
-}
-
-func snapshotNames(snapshots []catalog.Snapshot) map[layers.ID]string {
-	names := make(map[layers.ID]string, len(snapshots))
-	for _, s := range snapshots {
-		names[s.ID] = s.Name
-	}
-	return names
-}
-
-func (a *Agent) volumeRecords() (volumes []catalog.Volume, snapshots []catalog.Snapshot, err error) {
-	err = a.view(func(tx *catalog.Tx) error {
-		volumes, snapshots = all(a, tx, catalog.Volumes), all(a, tx, catalog.Snapshots)
-		return nil
-	})
-	return volumes, snapshots, err
-}
-
-func ofVolume(v catalog.Volume) named {
-	return named{v.ID, v.Name, "created " + v.Created.Format(time.DateTime)}
-}
-
-// viewVolume adds to a record what is known of the volume besides. names are
-// those of the snapshots.
-func (a *Agent) viewVolume(record catalog.Volume, names map[layers.ID]string) VolumeView {
-	view := VolumeView{Volume: record}
-	a.mu.Lock()
-	v := a.volumes[record.ID]
-	var data *layers.Volume
-	if v != nil {
-		data = v.data
-		if settled(record.Status) {
-			view.Status = v.use() // the record may lag where the catalog takes no changes
-		}
-		for _, attachment := range v.attached {
-			view.Attachments = append(view.Attachments, attachment)
-		}
-		if v.err != nil && !failed(record.Status) && record.Status != catalog.Deleting {
-			view.Status, view.Reason = catalog.Error, v.err.Error()
-		}
-	}
-	a.mu.Unlock()
-	if record.Importing && settled(view.Status) {
-		view.Status = catalog.Creating
-	}
-	slices.SortFunc(view.Attachments, func(x, y Attachment) int { return x.Since.Compare(y.Since) })
-	if data == nil {
-		return view
-	}
-	if err := data.Failure(); err != nil && !failed(record.Status) {
-		view.Status = catalog.Error
-		view.Reason = err.Error() + ": it can be read; see to the disk, then start the daemon anew: what was flushed is there"
-	}
-	a.addFigures(&view, data, names)
-	return view
 }
 
 // findVolume returns the record that ref means and the volume in memory.
@@ -486,62 +348,6 @@ func (a *Agent) recordSize(v *volume, size int64) error {
 		r.Size, r.Updated = size, time.Now().UTC()
 		return catalog.Volumes.Put(tx, r)
 	})
-}
-
-// DeleteVolume removes a volume and its snapshots. Its backups stay.
-func (a *Agent) DeleteVolume(ctx context.Context, ref string) error {
-	record, v, err := a.findVolume(ref)
-	if err != nil {
-		return err
-	}
-	err = a.claim(v, byDeletion, func() error {
-		var locked *layers.LockedError
-		if errors.As(v.err, &locked) {
-			return fail(InUse, "volume %s: %w", record.Name, v.err)
-		}
-		if v.reserved {
-			return fail(InUse, "volume %s is in maintenance: end that first with: varve volume detach %s", record.Name, record.Name)
-		}
-		return v.idle(record)
-	})
-	if err != nil {
-		return err
-	}
-	defer a.unclaim(v)
-	v.chain.Lock() // What began before the claim ends first.
-	defer v.chain.Unlock()
-	if err := a.checkLent(record, v); err != nil {
-		return err
-	}
-	return a.removeVolume(v, record.Name)
-}
-
-// removeVolume deletes a volume that the caller has claimed.
-func (a *Agent) removeVolume(v *volume, name string) error {
-	err := a.update(func(tx *catalog.Tx) error {
-		return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Status, r.Updated = catalog.Deleting, time.Now().UTC() })
-	})
-	if err != nil {
-		return err
-	}
-	a.mu.Lock()
-	data := v.data
-	v.data, v.err = nil, errors.New("it was being deleted")
-	a.mu.Unlock()
-	if data != nil {
-		data.Close() // What it could not write goes anyway.
-	}
-	if err := a.unmakeVolume(v.id); err != nil {
-		a.mu.Lock()
-		v.err = err
-		a.mu.Unlock()
-		recordErr := a.update(func(tx *catalog.Tx) error {
-			return change(tx, catalog.Volumes, v.id, func(r *catalog.Volume) { r.Status, r.Reason = catalog.ErrorDeleting, shorten(err.Error()) })
-		})
-		return errors.Join(fail(Unavailable, "delete volume %s: %w. Delete it again when that is put right", name, err), recordErr)
-	}
-	a.dropVolume(v.id)
-	return nil
 }
 
 // closeVolumes flushes and closes every volume.
