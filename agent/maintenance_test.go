@@ -55,11 +55,9 @@ func TestMaintenance(t *testing.T) {
 	a.CancelOperation(t.Context(), op.ID)
 	w.store(url("t1")).on(nil)
 	b := w.start(died)
-	if got := statusOf(t, b, "v"); got != catalog.Maintenance {
-		t.Errorf("after a crash the status is %s", got)
-	}
 	_, err = b.OpenExport(t.Context(), "v")
 	wantError(t, err, Conflict, "in maintenance")
+	until(t, "that it is in maintenance after its backup went on", func() bool { return statusOf(t, b, "v") == catalog.Maintenance })
 
 	v := must(a.EndMaintenance(t.Context(), "v"))(t)
 	if v.Status != catalog.Available || v.Maintenance {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"iter"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -90,10 +91,12 @@ func TestPruneFreesWhatACrashLeft(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store, _, v, parent, before := crashCase(t)
 		whole := contents(t, store)
-		crashed := false
+		var crashed atomic.Bool
 		hook := &objecttest.Hook{Store: store, Before: func(op, name string) error {
-			crashed = crashed || strings.Contains(name, "/b/") && op == "put"
-			if crashed {
+			if strings.Contains(name, "/b/") && op == "put" {
+				crashed.Store(true)
+			}
+			if crashed.Load() {
 				return errStopped
 			}
 			return nil
@@ -294,11 +297,13 @@ func TestAResumedBackupTakesNothingUpThatIsCondemned(t *testing.T) {
 	// on. The next run may remove them before it sees the new session.
 	synctest.Test(t, func(t *testing.T) {
 		store := object.NewMem()
-		cut := false
+		var cut atomic.Bool
 		hook := &objecttest.Hook{Store: store}
 		hook.Before = func(op, name string) error {
-			cut = cut || op == "put" && strings.HasPrefix(name, "m/")
-			if cut {
+			if op == "put" && strings.HasPrefix(name, "m/") {
+				cut.Store(true)
+			}
+			if cut.Load() {
 				return errStopped
 			}
 			return nil
