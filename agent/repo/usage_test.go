@@ -133,14 +133,13 @@ func TestUsageOfADamagedRepository(t *testing.T) {
 	store := object.NewMem()
 	r := testRepo(t, store, true)
 	v := newVolume(1 << 20)
-	rnd := newRand(t)
-	v.scribble(rnd)
+	v.write(0, []byte("first"))
 	a, err := v.backup(t.Context(), r, layers.ID{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	v.forget()
-	v.scribble(rnd)
+	v.write(512<<10, []byte("second"))
 	b, err := v.backup(t.Context(), r, a.ID)
 	if err != nil {
 		t.Fatal(err)
