@@ -106,7 +106,7 @@ func (s *memSource) opened() (times, now int) {
 // waitIdle waits until no handle is open.
 func (s *memSource) waitIdle(t *testing.T) {
 	t.Helper()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for {
 		if _, now := s.opened(); now == 0 {
 			return

@@ -118,13 +118,16 @@ func (m *testMount) statErr(names ...string) error {
 	return unix.Lstat(m.path(names...), &st)
 }
 
+// patience bounds what a test waits for. Nothing is expected to take that long.
+const patience = time.Minute
+
 // until tries until ok says yes. The kernel tells nobody that it has forgotten
 // a name, so there is nothing to wait for.
 func until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	tick := time.NewTicker(5 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(10 * time.Second)
+	deadline := time.After(patience)
 	for !ok() {
 		select {
 		case <-tick.C:

@@ -99,7 +99,7 @@ func serveOn(t testing.TB, server *nbd.Server, network, address string) net.Addr
 		cancel()
 		select {
 		case <-ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(patience):
 			t.Error("Serve did not return after its context ended")
 		}
 	})

@@ -190,12 +190,17 @@ func TestFreeze(t *testing.T) {
 // S2: a freeze never outlasts its limit, whoever forgets to thaw.
 func TestFreezeEndsAtItsLimit(t *testing.T) {
 	point := newFS(t)
-	h := begin(t, 50*time.Millisecond, point)
-	if err := h.Freeze(t.Context()); err != nil {
-		t.Fatal(err)
+	limit := 50 * time.Millisecond
+	h := begin(t, limit, point)
+	for h.Freeze(t.Context()) != nil { // A busy machine may take longer for the freeze alone.
+		h.Thaw()
+		if limit *= 4; limit > patience {
+			t.Fatal("it cannot be frozen")
+		}
+		h = begin(t, limit, point)
 	}
 	awaitWriter(t, writer(point)) // Nobody thaws but the helper.
-	if r := h.Thaw(); r.State != Synced || !strings.Contains(strings.Join(r.Notes, ""), "at its limit of 50ms") {
+	if r := h.Thaw(); r.State != Synced || !strings.Contains(strings.Join(r.Notes, ""), "at its limit of "+limit.String()) {
 		t.Errorf("report %+v, want synced and why", r)
 	}
 }
