@@ -81,15 +81,17 @@ type netFault struct {
 	part  string // of the reason
 }
 
-// some lets one request in n of a kind meet the fault.
+// some lets one request in n of a kind meet the fault, of those that ask the
+// same: who tries again meets it n-1 times less, whatever others do meanwhile.
 func some(n int, is func(*http.Request) bool, f testbed.Fault) func(*wire) {
 	return func(w *wire) {
-		count := 0
+		count := make(map[string]int)
 		w.spoils.Set(func(r *http.Request) testbed.Fault {
 			if !is(r) {
 				return testbed.Fault{}
 			}
-			if count++; (count-1)%n != 0 {
+			key := r.Method + r.RequestURI + r.Header.Get("Range")
+			if count[key]++; (count[key]-1)%n != 0 {
 				return testbed.Fault{}
 			}
 			return f
@@ -100,10 +102,12 @@ func some(n int, is func(*http.Request) bool, f testbed.Fault) func(*wire) {
 // first lets the first n requests of a kind meet the fault.
 func first(n int, is func(*http.Request) bool, f testbed.Fault) func(*wire) {
 	return func(w *wire) {
+		left := n
 		w.spoils.Set(func(r *http.Request) testbed.Fault {
-			if n--; !is(r) || n < 0 {
+			if !is(r) || left == 0 {
 				return testbed.Fault{}
 			}
+			left--
 			return f
 		})
 	}
