@@ -101,7 +101,7 @@ func testBackup(t *testing.T, target string, env ...string) {
 func pruneTo(t *testing.T, d *daemon, packs int) {
 	t.Helper()
 	want, got := strconv.Itoa(packs), ""
-	for deadline := time.Now().Add(time.Minute); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); {
 		if got = d.value("pack_objects", "target", "prune", "offsite", "--grace", "1ms"); got == want {
 			return
 		}

@@ -97,7 +97,7 @@ func stopBroken(t *testing.T, o *outage) {
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	hung := time.AfterFunc(30*time.Second, func() { d.cmd.Process.Signal(syscall.SIGQUIT) })
+	hung := time.AfterFunc(patience, func() { d.cmd.Process.Signal(syscall.SIGQUIT) })
 	err := d.cmd.Wait()
 	hung.Stop()
 	d.cmd = nil

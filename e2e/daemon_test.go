@@ -16,6 +16,9 @@ import (
 // passphrase is that of every target that a test makes.
 const passphrase = "correct horse battery staple"
 
+// patience bounds what a test waits for. Nothing is expected to take that long.
+const patience = 2 * time.Minute
+
 // A daemon is a varve serve on a state folder of its own.
 type daemon struct {
 	t       *testing.T
@@ -95,8 +98,8 @@ func (d *daemon) launch(flags ...string) error {
 	}()
 	select {
 	case err = <-answered:
-	case <-time.After(30 * time.Second):
-		err = fmt.Errorf("not ready after 30 s")
+	case <-time.After(patience):
+		err = fmt.Errorf("not ready after %v", patience)
 	}
 	if err != nil {
 		cmd.Process.Kill()
@@ -116,8 +119,8 @@ func (d *daemon) stop() {
 	if err := d.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		d.t.Errorf("stop the daemon: %v", err)
 	}
-	late := time.AfterFunc(30*time.Second, func() {
-		d.t.Errorf("the daemon did not stop within 30 s")
+	late := time.AfterFunc(patience, func() {
+		d.t.Errorf("the daemon did not stop within %v", patience)
 		d.cmd.Process.Kill()
 	})
 	err := d.cmd.Wait()
@@ -216,18 +219,18 @@ func tryClient(t *testing.T, name string, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// await returns when what is so; it looks often, and fails the test after
-// 30 s.
+// await returns when what is so; it looks often, and fails the test when its
+// patience ends.
 func await(t *testing.T, what string, is func() bool) {
 	t.Helper()
 	look := time.NewTicker(20 * time.Millisecond)
 	defer look.Stop()
-	late := time.After(30 * time.Second)
+	late := time.After(patience)
 	for !is() {
 		select {
 		case <-look.C:
 		case <-late:
-			t.Fatalf("after 30 s it is still not so: %s", what)
+			t.Fatalf("after %v it is still not so: %s", patience, what)
 		}
 	}
 }

@@ -177,7 +177,7 @@ func (h *history) settleRevert(listed []string) {
 
 // awaitIdle returns when nobody has a volume open any more.
 func awaitIdle(d *daemon, name string) error {
-	for late := time.Now().Add(30 * time.Second); time.Now().Before(late); {
+	for late := time.Now().Add(patience); time.Now().Before(late); {
 		out, errout, err := d.try("volume", "show", name, "-o", "value", "-c", "status")
 		if err != nil {
 			return fmt.Errorf("volume show: %w\n%s", err, errout)
@@ -186,5 +186,5 @@ func awaitIdle(d *daemon, name string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("the volume %s is still in use after 30 s", name)
+	return fmt.Errorf("the volume %s is still in use after %v", name, patience)
 }

@@ -57,13 +57,13 @@ func (h *history) clone(c *clone, origin string) error {
 	}
 	look := time.NewTicker(10 * time.Millisecond)
 	defer look.Stop()
-	for late, ended := time.After(30*time.Second), false; !ended && c.ledgers[0].promised() < clonePromises; {
+	for late, ended := time.After(patience), false; !ended && c.ledgers[0].promised() < clonePromises; {
 		select {
 		case <-look.C:
 		case <-w.ended: // its daemon has
 			ended = true
 		case <-late:
-			return fmt.Errorf("after 30 s the writer of clone %s has only %d promises", c.name, c.ledgers[0].promised())
+			return fmt.Errorf("after %v the writer of clone %s has only %d promises", patience, c.name, c.ledgers[0].promised())
 		}
 	}
 	w.stop()
