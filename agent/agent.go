@@ -51,7 +51,7 @@ type Config struct {
 	Devices Devices
 
 	// GuestRequests returns how many requests the users of volumes have made
-	// so far. Backups hold back where they would hurt them. Nil: they never do.
+	// so far. Operations hold back where they would hurt them. Nil: they never do.
 	GuestRequests func() int64
 
 	// PollInterval is how often the targets are asked for backups that other
@@ -88,6 +88,7 @@ type Agent struct {
 	room         roomWatch
 	copy         catalogCopy
 	courtesy     *courtesy
+	turn         object.Turn // of operations: courtesy's
 	closing      sync.Once
 
 	attaching sync.Mutex // one device comes or goes at a time
@@ -185,6 +186,7 @@ func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catal
 		running:      map[layers.ID]*operation{},
 		restores:     map[layers.ID]int{},
 	}
+	a.turn = a.courtesy.turn
 	a.copy.changed = make(chan struct{}, 1)
 	a.ctx, a.stop = context.WithCancelCause(context.WithoutCancel(ctx))
 	return a

@@ -68,7 +68,10 @@ func (c *checking) work(ctx context.Context, op *operation) error {
 		return err
 	}
 	defer leave()
-	if c.report, err = c.data.Check(ctx, layers.CheckOptions{Progress: op.progress}); err != nil {
+	pieces := new(pieces)
+	c.report, err = c.data.Check(ctx, layers.CheckOptions{Progress: op.progress, Pace: pieces.next})
+	pieces.end()
+	if err != nil {
 		return dataError(kindCheck, err)
 	}
 	c.repaired = make([]bool, len(c.report.Findings))

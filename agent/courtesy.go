@@ -15,13 +15,15 @@ const (
 	mostRest    = 15                     // times the work
 	allowedLoss = 0.08                   // the share of their requests that guests may lose
 	busyRate    = 200                    // requests a second, from which on guests count fully
+	forgetAfter = 5 * time.Second        // what guests did this long ago tells nothing
+	goneAfter   = 200 * time.Millisecond // of a rest without any request
 )
 
-// A courtesy holds backups back while the users of volumes want the machine. It
-// lets work go on for a window, then rests, and compares how many requests
+// A courtesy holds operations back while the users of volumes want the machine.
+// It lets work go on for a window, then rests, and compares how many requests
 // guests get served beside the work with how many while it rests: the rests
 // are as long as keeps their loss within bounds. Where nobody is disturbed there
-// are hardly any.
+// are hardly any, and where nobody is there are none.
 type courtesy struct {
 	requests func() int64 // that guests have made so far
 
@@ -89,11 +91,18 @@ func (c *courtesy) judge() {
 	now := time.Now()
 	switch {
 	case c.gate != nil:
+	case c.working == 0 && now.Sub(c.last) > forgetAfter:
+		c.look(now)
 	case c.working == 0 && now.Sub(c.last) > workWindow: // Nothing was done for a while.
 		c.begin(now)
 	case now.Sub(c.mark) >= workWindow:
+		c.draining = true
+		if c.next(now) == 0 {
+			c.draining = false
+			return
+		}
 		gate := make(chan struct{})
-		c.gate, c.draining = gate, true
+		c.gate = gate
 		if c.working == 0 {
 			c.rest()
 			return
@@ -108,29 +117,61 @@ func (c *courtesy) judge() {
 	}
 }
 
+// look begins anew after a long time without work: it looks what guests do alone,
+// if there were any since.
+func (c *courtesy) look(now time.Time) {
+	c.alone, c.beside = rate{}, rate{}
+	idle := c.requests() == c.count
+	c.begin(now)
+	if idle {
+		return
+	}
+	c.gate = make(chan struct{})
+	time.AfterFunc(leastRest, c.wake)
+}
+
 func (c *courtesy) begin(now time.Time) { c.mark, c.count = now, c.requests() }
 
-// rest begins a rest, or another window if none is needed.
+// next returns how long to rest after the work since the mark. If that is not at
+// all, the next window has begun.
+func (c *courtesy) next(now time.Time) time.Duration {
+	before, worked := c.beside, now.Sub(c.mark)
+	c.beside.add(c.requests()-c.count, worked)
+	pause := c.pause(worked, now)
+	if pause == 0 {
+		c.begin(now)
+	} else if c.draining {
+		c.beside = before // It counts when the work has ended.
+	}
+	return pause
+}
+
+// rest begins a rest, or another window if none is needed after all.
 func (c *courtesy) rest() {
 	now := time.Now()
-	worked, served := now.Sub(c.mark), c.requests()-c.count
 	c.draining = false
-	c.beside.add(served, worked)
-	pause := c.pause(worked, served, now)
-	c.begin(now)
+	pause := c.next(now)
 	if pause == 0 {
 		c.open()
 		return
 	}
-	time.AfterFunc(pause, func() {
-		c.mu.Lock()
-		defer c.mu.Unlock()
-		now := time.Now()
-		c.alone.add(c.requests()-c.count, now.Sub(c.mark))
-		c.rested = now
-		c.begin(now)
-		c.open()
-	})
+	c.begin(now)
+	time.AfterFunc(pause, c.wake)
+}
+
+// wake ends a rest.
+func (c *courtesy) wake() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	now := time.Now()
+	made, rested := c.requests()-c.count, now.Sub(c.mark)
+	c.alone.add(made, rested)
+	if made == 0 && rested >= goneAfter {
+		c.alone.value = 0
+	}
+	c.rested = now
+	c.begin(now)
+	c.open()
 }
 
 func (c *courtesy) open() {
@@ -139,9 +180,9 @@ func (c *courtesy) open() {
 }
 
 // pause is how long to rest after a window of work.
-func (c *courtesy) pause(worked time.Duration, served int64, now time.Time) time.Duration {
-	if !c.alone.known {
-		return worked
+func (c *courtesy) pause(worked time.Duration, now time.Time) time.Duration {
+	if !c.guests() {
+		return 0
 	}
 	loss := 0.0
 	if c.alone.value > 0 {
@@ -158,4 +199,14 @@ func (c *courtesy) pause(worked time.Duration, served int64, now time.Time) time
 		}
 	}
 	return pause
+}
+
+// guests reports whether anybody uses a volume.
+func (c *courtesy) guests() bool { return c.alone.value >= 1 || c.beside.value >= 1 }
+
+// disturbs reports whether there is anybody whom work may disturb.
+func (c *courtesy) disturbs() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.guests()
 }

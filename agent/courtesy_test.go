@@ -74,7 +74,8 @@ func TestCourtesy(t *testing.T) {
 // not make the others wait for ever.
 func TestCourtesyDoesNotHang(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		manners := &courtesy{requests: func() int64 { return 0 }}
+		g := &guest{rate: 20000, at: time.Now()}
+		manners := &courtesy{requests: g.requests}
 		must(manners.turn(t.Context()))(t) // and does not end
 		time.Sleep(2 * workWindow)
 		ctx, cancel := context.WithCancelCause(t.Context())

@@ -313,8 +313,8 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 		Name: c.backup.Name, Description: c.backup.Description,
 		Source: source, Boundary: c.backup.BoundaryID, Snapshot: c.backup.SnapshotID,
 		DataTimestamp: c.backup.DataTimestamp, Created: c.backup.Created,
-		Progress: op.progress, Turn: c.a.courtesy.turn,
-		Resume: c.state.Stored,
+		Progress: op.progress,
+		Resume:   c.state.Stored,
 		Checkpoint: func(stored repo.Checkpoint) error {
 			next := c.state
 			next.Stored = stored

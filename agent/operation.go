@@ -140,7 +140,7 @@ func (a *Agent) admitOperation(record catalog.Operation) (context.Context, *oper
 // carryOut runs a job to its end and records that.
 func (a *Agent) carryOut(ctx context.Context, op *operation, j job) {
 	defer a.forget(op, j)
-	err := j.work(ctx, op)
+	err := j.work(a.considerate(ctx, op), op)
 	if cause := context.Cause(ctx); err != nil && cause != nil {
 		err = cause
 	}

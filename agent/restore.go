@@ -213,7 +213,7 @@ func (s *restoration) fill(ctx context.Context, op *operation) error {
 	if err := s.empty(op, data); err != nil {
 		return err
 	}
-	err = r.Restore(ctx, s.backup.ID, data, repo.RestoreOptions{
+	err = r.Restore(ctx, s.backup.ID, &easing{Volume: data, a: s.a, op: op}, repo.RestoreOptions{
 		Blank: true, Progress: op.progress, From: s.state.Point,
 		Checkpoint: func(p repo.RestorePoint) error { return s.reached(op, data, p) },
 	})

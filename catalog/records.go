@@ -214,20 +214,21 @@ type Range struct{ Off, Len int64 }
 // An Operation is work that was recorded before it began and goes on without
 // whoever asked for it.
 type Operation struct {
-	ID       layers.ID
-	Kind     string    // "backup create", "backup restore", …
-	Subject  layers.ID // the volume, snapshot or backup it makes or changes
-	State    OperationState
-	Error    string    // why it failed
-	Note     string    // what whoever asked should know besides; empty if nothing
-	Waits    string    // what it waits for before it goes on; empty if for nothing
-	Done     int64     // bytes
-	Total    int64     // bytes; 0: not known yet
-	Findings []Finding // of a check or a verification; the first of them
-	Damage   int64     // places that it found damaged and left so
-	Pruned   *Pruned   // what a pruning did, once it has; nil for all others
-	Started  time.Time
-	Ended    time.Time // zero while it runs
+	ID        layers.ID
+	Kind      string    // "backup create", "backup restore", …
+	Subject   layers.ID // the volume, snapshot or backup it makes or changes
+	State     OperationState
+	Error     string    // why it failed
+	Note      string    // what whoever asked should know besides; empty if nothing
+	Waits     string    // what it waits for before it goes on; empty if for nothing
+	Done      int64     // bytes
+	Total     int64     // bytes; 0: not known yet
+	Findings  []Finding // of a check or a verification; the first of them
+	Damage    int64     // places that it found damaged and left so
+	Pruned    *Pruned   // what a pruning did, once it has; nil for all others
+	FullSpeed bool      // it does not make way for those who use volumes
+	Started   time.Time
+	Ended     time.Time // zero while it runs
 }
 
 // Pruned says what pruning a target did, or with DryRun would do.

@@ -244,6 +244,14 @@ func (c *Client) Operation(ctx context.Context, id string, wait time.Duration) (
 	return out.Operation, err
 }
 
+// SetFullSpeed says whether a running operation goes as fast as it can, or makes
+// way for those who use volumes.
+func (c *Client) SetFullSpeed(ctx context.Context, id string, full bool) (Operation, error) {
+	body := operationChangeBody{OperationChange{FullSpeed: full}}
+	out, err := call[operationBody](ctx, c, http.MethodPut, "operations", "operation", id, "", body)
+	return out.Operation, err
+}
+
 // CancelOperation stops a running operation and returns it as it is then.
 func (c *Client) CancelOperation(ctx context.Context, id string) (Operation, error) {
 	out, err := call[operationBody](ctx, c, http.MethodDelete, "operations", "operation", id, "", nil)

@@ -22,6 +22,9 @@ type (
 	operationRef struct {
 		Operation string `path:"operation" doc:"id"`
 	}
+	operationChangeBody struct {
+		Operation OperationChange `json:"operation"`
+	}
 )
 
 func (s *Server) addOperations(h huma.API) {
@@ -50,6 +53,16 @@ func (s *Server) addOperations(h huma.API) {
 		return &answer[operationBody]{operationBody{operation(o)}}, nil
 	})
 	huma.Get(h, "/v1/operations/{operation}/events", s.events, describeEvents)
+	huma.Put(h, "/v1/operations/{operation}", func(ctx context.Context, in *struct {
+		Operation string `path:"operation" doc:"id"`
+		Body      operationChangeBody
+	}) (*answer[operationBody], error) {
+		o, err := s.operation(ctx, in.Operation)
+		if err != nil {
+			return nil, answerFor(err)
+		}
+		return begun(s.config.Agent.SetFullSpeed(ctx, o.ID, in.Body.Operation.FullSpeed))
+	})
 	huma.Delete(h, "/v1/operations/{operation}", func(ctx context.Context, in *operationRef) (*answer[operationBody], error) {
 		o, err := s.operation(ctx, in.Operation)
 		if err != nil {

@@ -366,8 +366,14 @@ type Operation struct {
 	Findings   []Finding `json:"findings" doc:"what a check or a verification found, the first of it"`
 	Damage     int64     `json:"damage" doc:"places that it found damaged and left so"`
 	Pruned     *Pruned   `json:"pruned" doc:"what a pruning did, once it has"`
+	FullSpeed  bool      `json:"full_speed" doc:"it does not make way for those who use volumes"`
 	StartedAt  Time      `json:"started_at"`
 	EndedAt    Time      `json:"ended_at"`
+}
+
+// OperationChange is what may be changed of an operation while it runs.
+type OperationChange struct {
+	FullSpeed bool `json:"full_speed" doc:"go as fast as possible, and do not make way for those who use volumes"`
 }
 
 // Pruned is what pruning a target did, or with dry_run would do.

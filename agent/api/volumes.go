@@ -289,6 +289,7 @@ func operation(o catalog.Operation) Operation {
 		Findings:   findings,
 		Damage:     o.Damage,
 		Pruned:     pruned(o.Pruned),
+		FullSpeed:  o.FullSpeed,
 		ID:         o.ID.String(),
 		Kind:       o.Kind,
 		SubjectID:  o.Subject.String(),

@@ -320,8 +320,14 @@ func (d *dir) Delete(ctx context.Context, names ...string) error {
 			return d.fail("delete", name, err)
 		}
 		path := filepath.Join(d.root, filepath.FromSlash(name))
-		err := syscall.Unlink(path)
+		var err error
+		ended := InTurn(ctx, func(context.Context) error {
+			err = syscall.Unlink(path)
+			return nil
+		})
 		switch {
+		case ended != nil:
+			return d.fail("delete", name, ended)
 		case err == nil:
 			folders[filepath.Dir(path)] = true
 		case missing(err):

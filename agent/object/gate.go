@@ -13,7 +13,8 @@ import (
 // requests and bytes a second. It belongs to the server and outlives the Stores
 // that are opened there. All methods are safe for concurrent use.
 //
-// Who waits is let in by class, see [Class].
+// Who waits is let in by class, see [Class]. What makes way for others waits for
+// its turn first, see [WithTurn].
 //
 // When the server says that it is too busy, the number of calls at once is
 // halved, and nobody is let in for as long as it asks, half a minute at most. For each
@@ -158,34 +159,50 @@ type gated struct {
 	gate *Gate
 }
 
-// through makes a call when its turn has come, at the Gate's pace.
-func (s *gated) through(ctx context.Context, op, name string, call func(context.Context) error) error {
-	leave, err := s.gate.enter(ctx)
+// through makes a call that moves n bytes at most, in its turn.
+func (s *gated) through(ctx context.Context, op, name string, n int, call func(context.Context) error) error {
+	end, err := beginRequest(ctx, n)
 	if err != nil {
-		return &Error{Op: op, Name: name, Store: "the queue of requests", Err: err}
+		return queueError(op, name, err)
 	}
-	err = call(withPace(ctx, &s.gate.pace))
+	defer end()
+	return s.gate.through(WithTurn(ctx, nil), op, name, call)
+}
+
+// through makes a call when it has a place, at the Gate's pace.
+func (g *Gate) through(ctx context.Context, op, name string, call func(context.Context) error) error {
+	leave, err := g.enter(ctx)
+	if err != nil {
+		return queueError(op, name, err)
+	}
+	err = call(withPace(ctx, &g.pace))
 	leave(err)
 	return err
 }
 
+func queueError(op, name string, err error) error {
+	return &Error{Op: op, Name: name, Store: "the queue of requests", Err: err}
+}
+
 func (s *gated) Put(ctx context.Context, name string, data []byte) error {
-	return s.through(ctx, "put", name, func(ctx context.Context) error { return s.s.Put(ctx, name, data) })
+	return s.through(ctx, "put", name, len(data), func(ctx context.Context) error { return s.s.Put(ctx, name, data) })
 }
 
 func (s *gated) Get(ctx context.Context, name string, p []byte, off int64) (n int, err error) {
-	err = s.through(ctx, "get", name, func(ctx context.Context) error {
+	err = s.through(ctx, "get", name, len(p), func(ctx context.Context) error {
 		n, err = s.s.Get(ctx, name, p, off)
 		return err
 	})
 	return n, err
 }
 
+// Delete takes no turn: only in a folder it is work for this machine, and that
+// takes one for each file.
 func (s *gated) Delete(ctx context.Context, names ...string) error {
 	if len(names) == 0 {
 		return nil
 	}
-	return s.through(ctx, "delete", names[0], func(ctx context.Context) error { return s.s.Delete(ctx, names...) })
+	return s.gate.through(ctx, "delete", names[0], func(ctx context.Context) error { return s.s.Delete(ctx, names...) })
 }
 
 func (s *gated) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
@@ -195,7 +212,7 @@ func (s *gated) List(ctx context.Context, prefix string) iter.Seq2[Info, error] 
 		for {
 			var info Info
 			var more bool
-			err := s.through(ctx, "list", prefix, func(context.Context) (err error) {
+			err := s.through(ctx, "list", prefix, 0, func(context.Context) (err error) {
 				info, err, more = next()
 				return err
 			})

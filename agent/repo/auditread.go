@@ -13,6 +13,8 @@ import (
 
 	"github.com/zeebo/blake3"
 	"golang.org/x/sync/errgroup"
+
+	"varve/agent/object"
 )
 
 // A checkpoint of what was read is kept after so many packs, or so long.
@@ -180,7 +182,14 @@ func (a *audit) readPack(ctx context.Context, p *auditPack, buf, plain []byte) e
 	s, ids := key.sealer(p.id), newKeyed(key.ids)
 	for i := range checked.sections {
 		section, off := &checked.sections[i], checked.offsets[i]
-		err := checkSection(s, ids, section, uint32(i), b[off:off+int64(section.stored)], plain)
+		var err error
+		ended := object.InTurn(ctx, func(context.Context) error {
+			err = checkSection(s, ids, section, uint32(i), b[off:off+int64(section.stored)], plain)
+			return nil
+		})
+		if ended != nil {
+			return ended
+		}
 		if err := a.noteSection(ctx, p, uint32(i), section.kind, off, err); err != nil {
 			return err
 		}

@@ -43,11 +43,6 @@ type Job struct {
 	// once.
 	Checkpoint func(Checkpoint) error
 
-	// Turn, if it is not nil, is called before each piece of work, of some
-	// milliseconds of the processor or the time of a request, and returns when
-	// that may begin. end is called when it has ended.
-	Turn func(context.Context) (end func(), err error)
-
 	// Progress is told the bytes examined and the bytes to examine in all, if
 	// it is not nil; never by two goroutines at once.
 	Progress func(done, total int64)
@@ -104,9 +99,6 @@ func (j *Job) validate() error {
 	}
 	if j.Created.IsZero() {
 		j.Created = time.Now()
-	}
-	if j.Turn == nil {
-		j.Turn = func(context.Context) (func(), error) { return func() {}, nil }
 	}
 	if j.DataTimestamp.IsZero() {
 		j.DataTimestamp = j.Created

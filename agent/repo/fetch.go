@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"varve/agent/object"
 	"varve/layers"
 )
 
@@ -72,6 +73,15 @@ func (r *Repo) fetch(ctx context.Context, g *group, buf, plain []byte, each func
 	if err == nil {
 		s = key.sealer(g.pack.id)
 	}
+	return object.InTurn(ctx, func(ctx context.Context) error {
+		return r.openGroup(ctx, g, s, buf, plain, err, each)
+	})
+}
+
+// openGroup opens the frames of a group that was read into buf; with an err, it
+// could not be read.
+func (r *Repo) openGroup(ctx context.Context, g *group, s *sealer, buf, plain []byte, err error, each func(w *wanted, blocks []byte, err error) error) error {
+	name := packName(inData, g.pack.id)
 	for i := range g.frames {
 		w, blocks, err := &g.frames[i], []byte(nil), err
 		if err == nil {

@@ -4,13 +4,9 @@ import (
 	"context"
 	"fmt"
 	"sync"
-	"time"
 
 	"varve/agent/object"
 )
-
-// turnMax is the longest that an upload has its turn.
-const turnMax = time.Second
 
 // An uploader puts objects while others are being made. Its buffers are all
 // the memory that packs take.
@@ -18,7 +14,6 @@ type uploader struct {
 	ctx     context.Context
 	store   object.Store
 	size    int
-	turn    func(context.Context) (end func(), err error)
 	made    int
 	buffers chan []byte
 
@@ -27,8 +22,8 @@ type uploader struct {
 	err     error // of the first that failed
 }
 
-func newUploader(ctx context.Context, s object.Store, target int, turn func(context.Context) (func(), error)) *uploader {
-	return &uploader{ctx: ctx, store: s, size: target + packRoom, turn: turn, buffers: make(chan []byte, uploadsMax+1)}
+func newUploader(ctx context.Context, s object.Store, target int) *uploader {
+	return &uploader{ctx: ctx, store: s, size: target + packRoom, buffers: make(chan []byte, uploadsMax+1)}
 }
 
 // buffer returns an empty buffer as soon as one is free. Only one goroutine
@@ -57,7 +52,7 @@ func (u *uploader) buffer(ctx context.Context) ([]byte, error) {
 // put uploads an object in the buffer that it was made in.
 func (u *uploader) put(name string, object []byte) {
 	u.running.Go(func() {
-		if err := u.send(name, object); err != nil {
+		if err := u.store.Put(u.ctx, name, object); err != nil {
 			u.mu.Lock()
 			if u.err == nil {
 				u.err = fmt.Errorf("write pack: %w", err)
@@ -66,19 +61,6 @@ func (u *uploader) put(name string, object []byte) {
 		}
 		u.buffers <- object[:0] // has room: it came from there
 	})
-}
-
-// send is one Put, in its turn. A target that takes longer than turnMax is far
-// away, or not there, and no burden on this machine.
-func (u *uploader) send(name string, object []byte) error {
-	end, err := u.turn(u.ctx)
-	if err != nil {
-		return err
-	}
-	end = sync.OnceFunc(end)
-	defer end()
-	defer time.AfterFunc(turnMax, end).Stop()
-	return u.store.Put(u.ctx, name, object)
 }
 
 // wait returns when everything that was put is durable.

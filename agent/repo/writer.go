@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"varve/agent/object"
 	"varve/layers"
 )
 
@@ -60,7 +61,7 @@ func (w *writer) copy(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	late := time.AfterFunc(footingFresh/2, func() { w.session.start(ctx) }) // its error is the next caller's
 	defer late.Stop()
-	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget, w.job.Turn)
+	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget)
 	w.merges = new(errgroup.Group)
 	w.merges.SetLimit(mergesMax)
 
@@ -80,12 +81,13 @@ func (w *writer) copy(ctx context.Context) error {
 		g.Go(func() error {
 			ids, size := newKeyed(w.key.ids), w.job.Source.Size()
 			for t := range work {
-				end, err := w.job.Turn(ctx)
+				err := object.InTurn(ctx, func(context.Context) error {
+					t.process(w.job.Source, size, ids, trier)
+					return nil
+				})
 				if err != nil {
 					return err
 				}
-				t.process(w.job.Source, size, ids, trier)
-				end()
 				t.done <- struct{}{}
 			}
 			return nil

@@ -14,7 +14,7 @@ func (p *program) backupCommand() *cli.Command {
 	long := &cli.BoolFlag{Name: "long", Usage: "also parent, bytes, progress, duration, throughput, target, and what is unique to it"}
 	return noun("backup", "copies of volumes in a backup target",
 		p.verb("create", "VOLUME", "back up a volume or one of its snapshots",
-			outputFlags(waitFlags(append(quiesceFlags(),
+			outputFlags(moveFlags(append(quiesceFlags(),
 				&cli.StringFlag{Name: "name", Usage: "`NAME` of the backup; the time if left out"},
 				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},
 				&cli.StringFlag{Name: "container", Aliases: []string{"target"}, Usage: "`NAME` of the target; may be left out if there is one only"},
@@ -26,7 +26,7 @@ func (p *program) backupCommand() *cli.Command {
 		p.verb("show", "BACKUP", "show one backup", outputFlags(long), (*call).backupShow),
 		p.backupDiffVerb(),
 		p.verb("restore", "BACKUP [TO]", "restore into a new volume, over the volume TO, or, with --target URL, into the file TO",
-			outputFlags(waitFlags(
+			outputFlags(moveFlags(
 				&cli.StringFlag{Name: "name", Usage: "`NAME` of the new volume; the source's if left out"},
 				&cli.BoolFlag{Name: "force", Usage: "overwrite TO"})...),
 			(*call).backupRestore),
@@ -40,7 +40,7 @@ func (p *program) backupCommand() *cli.Command {
 		}, (*call).backupSet),
 		p.resetVerb("backup", "BACKUP..."),
 		p.verb("verify", "BACKUP", "check that a backup is whole in its target",
-			waitFlags(&cli.BoolFlag{Name: "deep", Usage: "read all its data too"}), (*call).backupVerify))
+			moveFlags(&cli.BoolFlag{Name: "deep", Usage: "read all its data too"}), (*call).backupVerify))
 }
 
 func (c *call) backupCreate() error {

@@ -16,6 +16,10 @@ func (p *program) operationCommand() *cli.Command {
 		p.verb("list", "", "list operations, newest first", outputFlags(), (*call).operationList),
 		p.verb("show", "OPERATION", "show one operation, and follow it to its end with --wait",
 			outputFlags(&cli.BoolFlag{Name: "wait", Usage: "follow it to its end"}), (*call).operationShow),
+		p.verb("set", "OPERATION...", "change running operations", []cli.Flag{
+			fullSpeedFlag(),
+			&cli.BoolFlag{Name: "make-way", Usage: "rest where it would slow down those who use volumes (the default)"},
+		}, (*call).operationSet),
 		p.verb("cancel", "OPERATION...", "stop running operations", nil, (*call).operationCancel))
 }
 
@@ -72,12 +76,28 @@ func (c *call) operationShow() error {
 		{"findings", findingTexts(o)},
 		{"note", orNone(o.Note)},
 		{"waits_for", orNone(o.WaitsFor)},
+		{"full_speed", o.FullSpeed},
 		{"progress", share(o.DoneBytes, o.TotalBytes)},
 		{"done_bytes", byteCount(o.DoneBytes)},
 		{"total_bytes", byteCount(o.TotalBytes)},
 		{"started_at", formatTime(o.StartedAt.Time)},
 		{"ended_at", formatTime(o.EndedAt.Time)},
 	}))
+}
+
+func (c *call) operationSet() error {
+	full := c.Bool("full-speed")
+	if full == c.Bool("make-way") {
+		return usagef("operation set: give --full-speed or --make-way")
+	}
+	client, err := c.client()
+	if err != nil {
+		return err
+	}
+	return c.each("operation", "set", func(id string) error {
+		_, err := client.SetFullSpeed(c.ctx, id, full)
+		return err
+	})
 }
 
 func (c *call) operationCancel() error {
@@ -98,9 +118,22 @@ func waitFlags(more ...cli.Flag) []cli.Flag {
 		&cli.BoolFlag{Name: "no-wait", Usage: "return once the operation has begun"})
 }
 
+// moveFlags are waitFlags of commands whose operation moves data.
+func moveFlags(more ...cli.Flag) []cli.Flag { return waitFlags(append(more, fullSpeedFlag())...) }
+
+func fullSpeedFlag() cli.Flag {
+	return &cli.BoolFlag{Name: "full-speed", Usage: "as fast as possible: do not make way for those who use volumes"}
+}
+
 // follow shows an operation's progress until its end, and returns why it
 // failed. With --no-wait it only says how to follow it.
 func (c *call) follow(client *api.Client, o api.Operation) error {
+	if c.Bool("full-speed") {
+		_, err := client.SetFullSpeed(c.ctx, o.ID, true)
+		if err != nil && exitCode(err) != exitRefused { // It may have ended already.
+			return err
+		}
+	}
 	if c.Bool("no-wait") && !c.Bool("wait") {
 		fmt.Fprintf(c.stderr, "%s goes on as operation %s; follow it with: varve operation show %s --wait\n", o.Kind, o.ID, o.ID)
 		return nil

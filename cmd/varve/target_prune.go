@@ -14,7 +14,7 @@ import (
 
 func (p *program) pruneVerb() *cli.Command {
 	command := p.verb("prune", "[TARGET]", "free the space of deleted backups, and of what crashed ones left",
-		outputFlags(waitFlags(
+		outputFlags(moveFlags(
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go"},
 			&cli.DurationFlag{Name: "grace", DefaultText: "24h", Usage: "`TIME` that what is condemned stays; with less than 24h no backup may run into the target, on any host"})...),
 		(*call).targetPrune)

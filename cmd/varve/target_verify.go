@@ -16,7 +16,7 @@ import (
 
 func (p *program) targetVerifyVerb() *cli.Command {
 	command := p.verb("verify", "[TARGET]", "check everything that a target's backups need, each object once",
-		outputFlags(waitFlags(
+		outputFlags(moveFlags(
 			&cli.StringFlag{Name: "mode", Usage: "`MODE`: presence, map, sample or deep", Value: "map"},
 			&cli.IntFlag{Name: "samples", Usage: "read `N` frames with --mode sample", DefaultText: "3000"},
 			&cli.StringFlag{Name: "max-rate", Usage: "read at most `SIZE` a second, such as 20MiB"},

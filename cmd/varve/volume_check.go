@@ -11,7 +11,7 @@ import (
 
 func (p *program) checkVerb() *cli.Command {
 	command := p.verb("check", "VOLUME", "read all that a volume keeps and compare it with its checksums",
-		outputFlags(waitFlags(
+		outputFlags(moveFlags(
 			&cli.BoolFlag{Name: "repair", Usage: "write damaged blocks anew from the backups that have them"})...),
 		(*call).volumeCheck)
 	command.Description = "The volume may be in use. What was written since the newest snapshot has no checksums yet. What is damaged is listed with its place; " +
