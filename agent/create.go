@@ -338,10 +338,14 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 		}
 	}
 	made, err := r.Create(ctx, j)
-	if !errors.Is(err, repo.ErrParentGone) {
+	switch {
+	case errors.Is(err, repo.ErrParentGone):
+		op.note("the newest backup is gone from the target: a full backup was made")
+	case errors.Is(err, repo.ErrParentDamaged):
+		op.note(fmt.Sprintf("the newest backup, %s, has lost data: a full backup was made; \"varve target verify %s\" says what else is lost", c.backup.ParentID, c.target.Name))
+	default:
 		return made, err
 	}
-	op.note("the newest backup is gone from the target: a full backup was made")
 	if err := c.change(func(b *catalog.Backup) { b.ParentID = layers.ID{} }); err != nil {
 		return repo.Backup{}, err
 	}

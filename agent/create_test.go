@@ -7,6 +7,7 @@ import (
 	"sync"
 	"testing"
 
+	"varve/agent/object"
 	"varve/catalog"
 	"varve/layers"
 )
@@ -448,4 +449,44 @@ func TestTargetOfABackup(t *testing.T) {
 	}
 	_, _, err = a.CreateBackup(t.Context(), NewBackup{Volume: "v", Target: "t1", Name: "a/b"})
 	wantError(t, err, Invalid, "backup", "name")
+}
+
+// B7: an increment whose parent cannot be read, though nobody had found that
+// yet, is made as a full backup, and says why.
+func TestIncrementalOnADamagedParentIsFull(t *testing.T) {
+	w, a := startWithTarget(t)
+	createVolume(t, a, "v", 4*mib)
+	write(t, a, "v", 1, 0, 4*mib)
+	first := backUp(t, a, NewBackup{Volume: "v"})
+	s := w.store(url("t1"))
+	var root string
+	for info, err := range s.List(t.Context(), "v/") {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if strings.Contains(info.Name, "/b/") {
+			root = info.Name
+		}
+	}
+	b, err := object.ReadAll(t.Context(), s, root, mib)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b[len(b)-1] ^= 1
+	if err := s.Put(t.Context(), root, b); err != nil {
+		t.Fatal(err)
+	}
+	write(t, a, "v", 2, mib, mib)
+	second, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Incremental: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	last := succeed(t, a, op)
+	if !strings.Contains(last.Note, first.ID.String()) || !strings.Contains(last.Note, "full backup was made") || !strings.Contains(last.Note, "target verify t1") {
+		t.Errorf("note %q", last.Note)
+	}
+	if made := must(a.Backup(t.Context(), second.ID.String()))(t); made.Incremental() {
+		t.Error("it has a parent")
+	}
+	same(t, "full", imageContent(t, a, second.ID), content(t, a, "v"))
 }

@@ -8,7 +8,6 @@ import (
 	"io"
 	"io/fs"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -266,7 +265,8 @@ func packOf(name string) (packID, bool) {
 }
 
 // checkSmall reads the objects that are not of one backup: key slots and
-// volume keys; from Map on also sessions, tombstones, lists and relocations.
+// volume keys; from Map on also sessions, tombstones, holds, lists and
+// relocations.
 func (a *audit) checkSmall(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(restoreFetches)
@@ -287,6 +287,7 @@ func (a *audit) checkSmall(ctx context.Context) error {
 // most; nil if it is not to be read here.
 func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error) {
 	r := a.repo
+	n, _ := parseVolumeName(name)
 	body := func(kind objectKind, backup layers.ID, number int64) func([]byte) error {
 		return func(b []byte) error {
 			f, err := r.openBody(b, kind)
@@ -294,20 +295,22 @@ func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error)
 				return err
 			}
 			id, err1 := f.id(bodyBackup)
-			n, err2 := f.number(bodyNumber)
-			if err := errors.Join(err1, err2); err != nil || id == backup && n == number {
+			volume, err2 := f.id(bodyVolume)
+			at, err3 := f.number(bodyNumber)
+			switch err := errors.Join(err1, err2, err3); {
+			case err != nil:
 				return err
+			case id != backup || at != number:
+				return fmt.Errorf("it is of backup %s, number %d", id, at)
+			case n.kind != "" && volume != n.volume:
+				return fmt.Errorf("it is of volume %s", volume)
 			}
-			return fmt.Errorf("it is of backup %s, number %d", id, n)
+			return nil
 		}
 	}
-	if strings.HasPrefix(name, slotPrefix) {
-		return slotLimit, func(b []byte) error {
-			_, err := parseSlot(b)
-			return err
-		}
+	if id, ok := parseSlotName(name); ok && r.Encrypted() {
+		return slotLimit, func(b []byte) error { return r.checkSlot(b, id) }
 	}
-	n, _ := parseVolumeName(name)
 	if ref, ok := n.key(); ok && r.Encrypted() {
 		return wrappedSize, func(b []byte) error {
 			_, err := r.keys.unwrap(b, ref)
@@ -334,6 +337,9 @@ func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error)
 	}
 	if id, ok := n.tombstone(); ok {
 		return maxBody, body(kindTombstone, id, 0)
+	}
+	if id, ok := n.hold(); ok {
+		return maxBody, body(kindHold, id, 0)
 	}
 	if id, number, ok := parseSession(name); ok {
 		return maxBody, body(kindSession, id, number)
@@ -386,7 +392,7 @@ func (a *audit) checkSizes(ctx context.Context) error {
 	for i := range a.packs {
 		p := &a.packs[i]
 		at, found := slices.BinarySearchFunc(a.listed, p.packID, func(l listedPack, id packID) int { return l.compare(id) })
-		if found && (p.size == 0 || p.size == a.listed[at].size) {
+		if found && a.listed[at].size > 0 && (p.size == 0 || p.size == a.listed[at].size) {
 			p.size = a.listed[at].size
 			if p.size < p.least {
 				err := damaged(p.name(), p.size, fmt.Errorf("the object ends here, the map has frames up to offset %d", p.least))

@@ -67,7 +67,7 @@ func (w *writer) compact(ctx context.Context) error {
 		g.Go(func() error {
 			merged, err := w.repo.readRow(ctx, w.job.Volume, c.row)
 			if err != nil {
-				return err
+				return damagedParent(err)
 			}
 			w.addBase(merged)
 			return nil

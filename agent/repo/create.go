@@ -51,7 +51,7 @@ type Job struct {
 // Create makes a backup and returns once it is durable. After an error there
 // is no backup, and what had been stored for it is removed again, as by
 // Discard and as far as the store allows; unless Job.Checkpoint is there to go
-// on later. Errors: ErrParentGone; ErrStale; fs.ErrExist if the volume has a
+// on later. Errors: ErrParentGone; ErrParentDamaged; ErrStale; fs.ErrExist if the volume has a
 // backup of that ID and there is nothing to resume; those of the source and of the store.
 //
 // Only the blocks that Changes names are read. The order is session, packs,
@@ -168,7 +168,7 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 		w.footing.parent = parent.name
 		parentRoot = parent.name.String()
 	}
-	if err := w.prepareKey(ctx); err != nil {
+	if err := w.prepareKey(ctx, l); err != nil {
 		return nil, err
 	}
 	next, err := r.sweepSessions(ctx, l, j.ID)
@@ -204,7 +204,7 @@ func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
 		return fmt.Errorf("%w: make a full backup: %w", ErrParentGone, err)
 	}
 	if errors.Is(err, ErrCorrupt) {
-		return fmt.Errorf("the parent cannot be built on, make a full backup: %w", err)
+		return damagedParent(err)
 	}
 	if err != nil {
 		return fmt.Errorf("parent: %w", err)
@@ -212,28 +212,10 @@ func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
 	if size := w.job.Source.Size(); size < parent.backup.Size {
 		return fmt.Errorf("the volume has %d bytes, its backup %s had %d: make a full backup", size, w.job.Parent, parent.backup.Size)
 	}
-	w.parent = parent.spans
+	w.parent, w.parentKey = parent.spans, parent.key
 	w.root.ancestors = append([]layers.ID{parent.backup.ID}, parent.ancestors...)
 	w.root.ancestors = w.root.ancestors[:min(len(w.root.ancestors), maxAncestors)]
 	return nil
-}
-
-// prepareKey takes the newest key of the volume, or makes its first. Two hosts
-// that do so at once make two keys, which is harmless: names tell them apart.
-func (w *writer) prepareKey(ctx context.Context) (err error) {
-	volume := w.job.Volume
-	if !w.repo.Encrypted() {
-		w.key, err = w.repo.volumeKey(ctx, keyRef{volume: volume, epoch: firstEpoch})
-		return err
-	}
-	if ref, ok := w.repo.index.newestKey(volume); ok {
-		w.key, err = w.repo.volumeKey(ctx, ref)
-		return err
-	}
-	if w.key, err = w.repo.putVolumeKey(ctx, volume, firstEpoch); err != nil {
-		return err
-	}
-	return w.ledger.key()
 }
 
 // commit puts the root.

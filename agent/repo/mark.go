@@ -67,8 +67,8 @@ func ids(packs []*suspect) []objectID {
 	return out
 }
 
-// byVolume sorts packs by their volumes. Where neither root nor tombstone of
-// the backup is left that wrote a pack, the pack says so itself.
+// byVolume sorts packs by their volumes. Where the root of the backup is gone
+// that wrote a pack, the pack says so itself.
 func (p *prune) byVolume(ctx context.Context, packs suspects) (map[layers.ID][]*suspect, error) {
 	volumes := make(map[layers.ID][]*suspect)
 	unknown := make(map[sessionID][]*suspect)
@@ -101,14 +101,16 @@ func (p *prune) byVolume(ctx context.Context, packs suspects) (map[layers.ID][]*
 }
 
 // volumeOf reads the volume of packs of one session in their headers; zero if
-// all are damaged. It is not there if none of them is.
+// all are damaged. It is not there if none of them is. A header is believed
+// only if it shows that who wrote it had the key of that volume.
 func (r *Repo) volumeOf(ctx context.Context, session sessionID, packs []*suspect) (volume layers.ID, there bool, err error) {
 	if volume, ok := r.reach.volume(session); ok {
 		return volume, true, nil
 	}
 	for _, s := range packs {
 		front := make([]byte, headerSize)
-		_, err := r.store.Get(ctx, packName(s.where, s.id), front, 0)
+		name := packName(s.where, s.id)
+		_, err := r.store.Get(ctx, name, front, 0)
 		if errors.Is(err, fs.ErrNotExist) {
 			continue // another run removed it since it was listed
 		}
@@ -116,10 +118,18 @@ func (r *Repo) volumeOf(ctx context.Context, session sessionID, packs []*suspect
 			return layers.ID{}, false, err
 		}
 		there = true
-		if h, err := parseHeader(front); err == nil && h.id == s.id {
-			r.reach.setVolume(session, h.key.volume)
-			return h.key.volume, true, nil
+		h, err := parseHeader(front)
+		if err != nil || h.id != s.id {
+			continue
 		}
+		_, err = r.keyOf(ctx, &h, name)
+		if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion) {
+			continue
+		}
+		if err == nil {
+			r.reach.setVolume(session, h.key.volume)
+		}
+		return h.key.volume, true, err
 	}
 	return layers.ID{}, there, nil
 }
@@ -229,7 +239,7 @@ func (m *marking) leaves(ctx context.Context, root *root) error {
 		for j := range root.spans.rows[i].leaves {
 			ref := &root.spans.rows[i].leaves[j]
 			key := sectionKey{ref.pack.id, ref.number}
-			if m.seen[key] || m.tooOld(ref) {
+			if m.seen[key] || m.tooOld(root, ref) {
 				continue
 			}
 			m.seen[key] = true
@@ -258,9 +268,23 @@ func (m *marking) leaves(ctx context.Context, root *root) error {
 	return g.Wait()
 }
 
-// tooOld reports whether a leaf was written before any of the packs.
-func (m *marking) tooOld(ref *leafRef) bool {
-	o, ok := m.owners[ref.pack.id.session()]
+// tooOld reports whether a leaf that a root names was written before any of the
+// packs. The root's own word on its ancestors goes before the numbers in names,
+// which anybody can give to an object; those decide only about packs of a backup
+// that is further back than a root tells.
+func (m *marking) tooOld(root *root, ref *leafRef) bool {
+	writer := ref.pack.id.session()
+	at := func(s sessionID) int {
+		return slices.IndexFunc(root.ancestors, func(id layers.ID) bool { return sessionOf(id) == s })
+	}
+	if writer == sessionOf(root.name.backup) {
+		return false
+	}
+	if oldest := at(sessionOf(m.oldest.backup)); oldest >= 0 {
+		wrote := at(writer)
+		return wrote < 0 || wrote > oldest // What is not among them is older than all of them.
+	}
+	o, ok := m.owners[writer]
 	return ok && o.root.seq > 0 && before(o.root, m.oldest)
 }
 

@@ -111,9 +111,9 @@ type rootsOf map[layers.ID][]listedRoot
 
 // An owner is the backup that wrote a pack, as its name tells it.
 type owner struct {
-	root    rootName // without number if only its tombstone is there
-	keeps   bool     // all its packs stay
-	running bool     // since it is being made
+	root    rootName
+	keeps   bool // all its packs stay
+	running bool // since it is being made
 }
 
 // run goes through the store once. The order of its steps is what makes it
@@ -128,6 +128,9 @@ func (p *prune) run(ctx context.Context) error {
 		return err
 	}
 	p.sortRoots()
+	if err := p.checkStones(ctx); err != nil {
+		return err
+	}
 	if err := p.readLists(ctx); err != nil {
 		return err
 	}
@@ -253,12 +256,9 @@ func (p *prune) findUnlisted(ctx context.Context, seen []rootName, known map[roo
 
 // findOwners makes the names of packs tell whose they are. All packs of a
 // backup that is there are needed by it, and those of one that is being made
-// will be.
+// will be. Tombstones tell nothing here: nobody knows yet who wrote them.
 func (p *prune) findOwners() {
 	p.owners = make(map[sessionID]owner)
-	for backup, stone := range p.stones {
-		p.owners[sessionOf(backup)] = owner{root: rootName{volume: stone.volume, backup: backup}}
-	}
 	for _, root := range p.roots {
 		p.owners[sessionOf(root.name.backup)] = owner{root: root.name}
 	}
@@ -350,28 +350,6 @@ func (p *prune) removeDead(ctx context.Context) error {
 		p.unfree(stone.name(), stone.size)
 	}
 	return nil
-}
-
-// rootOf reads the name of the root that a tombstone is for.
-func (p *prune) rootOf(ctx context.Context, stone listedStone) (rootName, bool, error) {
-	b, err := p.repo.readAll(ctx, stone.name(), maxBody)
-	if errors.Is(err, fs.ErrNotExist) {
-		return rootName{}, false, nil
-	}
-	if err != nil && !errors.Is(err, ErrCorrupt) {
-		return rootName{}, false, fmt.Errorf("read tombstone: %w", err)
-	}
-	f, err := p.repo.openBody(b, kindTombstone)
-	if err != nil {
-		p.keep(damaged(stone.name(), 0, err))
-		return rootName{}, false, nil
-	}
-	root, ok := parseRoot(f.text(bodyRoot))
-	if !ok || root.backup != stone.backup {
-		p.keep(damaged(stone.name(), 0, fmt.Errorf("it is for the root %q", f.text(bodyRoot))))
-		return rootName{}, false, nil
-	}
-	return root, true, nil
 }
 
 // removeLists removes the lists whose packs are gone, or needed again. One with

@@ -176,6 +176,7 @@ func (r *Repo) openSections(ctx context.Context, h *header, b []byte, name rootN
 	if err != nil {
 		return nil, damaged(name.String(), headerSize, err)
 	}
+	root.key = h.key
 	at := headerSize + int64(h.inner)
 	if err := root.openSpans(s, b[:headerBound], b[at:]); err != nil {
 		return nil, damaged(name.String(), at, err)

@@ -36,6 +36,10 @@ var (
 	// ErrParentGone means that the parent of an incremental backup is not in
 	// the repository, or is deleted: a full backup is the way on.
 	ErrParentGone = errors.New("parent backup is gone")
+	// ErrParentDamaged means that the parent's root or a part of its map cannot
+	// be read: an incremental backup on it would have lost the same. It comes
+	// with ErrCorrupt.
+	ErrParentDamaged = errors.New("parent backup has lost data")
 	// ErrStale means that a backup could not show for so long that it is being
 	// made that what it stored may be gone. Create may go on from its last
 	// Checkpoint: it looks what is there.

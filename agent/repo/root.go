@@ -54,6 +54,7 @@ type root struct {
 	packs     int64       // of data, added by this backup
 	inventory *leafRef    // nil: nothing that the root does not name
 	spans     *spans
+	key       keyRef // that it is sealed with; of one that was read
 }
 
 // seal returns the object. It sets what the backup says about its own bytes:

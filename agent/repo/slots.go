@@ -172,8 +172,11 @@ func readSlot(ctx context.Context, s object.Store, h *head, id layers.ID) (*slot
 	if err != nil {
 		return nil, damaged(name, 0, err)
 	}
-	if slot.repository != h.id || slot.id != id {
+	switch {
+	case slot.repository != h.id:
 		return nil, nil
+	case slot.id != id:
+		return nil, damaged(name, 0, fmt.Errorf("it is slot %s", slot.id))
 	}
 	return slot, nil
 }
@@ -216,10 +219,30 @@ func (r *Repo) Slots(ctx context.Context) ([]Slot, error) {
 func (r *Repo) describeSlot(s *slot) Slot {
 	d := Slot{ID: s.id, Kind: s.kind, Label: s.label, Created: s.created, InUse: s.id == r.opened.Load().id}
 	if !s.genuine(r.keys.master) {
-		d.Damage = damaged(slotName(s.id), 0, errors.New("it was not made by anybody who has the repository's key"))
+		d.Damage = damaged(slotName(s.id), 0, errForged)
 	}
 	return d
 }
+
+// checkSlot says what is wrong with the object of a key slot. One that is left
+// over from another repository is nobody's damage.
+func (r *Repo) checkSlot(b []byte, id layers.ID) error {
+	s, err := parseSlot(b)
+	switch {
+	case err != nil:
+		return err
+	case s.repository != r.head.id:
+		return nil
+	case s.id != id:
+		return fmt.Errorf("it is slot %s", s.id)
+	case !s.genuine(r.keys.master):
+		return errForged
+	}
+	return nil
+}
+
+// errForged means that a slot opens nothing, or another repository.
+var errForged = errors.New("it was not made by anybody who has the repository's key")
 
 // AddSlot makes a key slot that k opens, and returns it once it is durable. The
 // key is a passphrase, a key file or the text of a recovery key.

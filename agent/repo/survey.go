@@ -16,6 +16,7 @@ import (
 // this order: a session that is not there any more has its root listed.
 type survey struct {
 	now      time.Time // by the store's clock, or before it: never after
+	told     bool      // the run's own session said what time it is
 	sessions map[layers.ID]*atWork
 	roots    []listedRoot
 	written  map[layers.ID]time.Time   // when the root of a backup was, by the store's clock; zero: not known
@@ -83,9 +84,11 @@ func (r *Repo) survey(ctx context.Context, own layers.ID) (*survey, error) {
 	return s, s.readSessions(ctx, r)
 }
 
-// tick takes in a time of the store's clock.
+// tick takes in a time of the store's clock. Once the run's own session has told
+// it nobody else does: one object that claims to be from next year would make
+// everything old.
 func (s *survey) tick(t time.Time) {
-	if t.After(s.now) {
+	if !s.told && t.After(s.now) {
 		s.now = t
 	}
 }
@@ -101,6 +104,9 @@ func (s *survey) listSessions(ctx context.Context, r *Repo, own layers.ID) error
 		}
 		s.tick(info.Modified)
 		backup, ok := parseSessionOwner(info.Name)
+		if ok && backup == own {
+			s.now, s.told = info.Modified, true
+		}
 		if !ok || backup == own {
 			continue
 		}

@@ -95,7 +95,7 @@ const smallDeltas = 4 << 10
 func (w *writer) merge(ctx context.Context, l *leaf, old row) error {
 	below, err := w.repo.readRow(ctx, w.job.Volume, old)
 	if err != nil {
-		return err
+		return damagedParent(err)
 	}
 	merged := overLeaf(l, below)
 	merged.tidy()

@@ -27,15 +27,16 @@ const (
 // seals them into packs, and closes a leaf for each span; merges and uploads
 // run beside it.
 type writer struct {
-	repo    *Repo
-	job     *Job
-	key     *volumeKey
-	session *session
-	ledger  *ledger
-	footing *footing
-	root    *root
-	parent  *spans // nil: no parent
-	taken   *taken // from earlier tries; nil: nothing
+	repo      *Repo
+	job       *Job
+	key       *volumeKey
+	session   *session
+	ledger    *ledger
+	footing   *footing
+	root      *root
+	parent    *spans // nil: no parent
+	parentKey keyRef // that the parent's root is sealed with
+	taken     *taken // from earlier tries; nil: nothing
 
 	data    packBuilder
 	up      *uploader
