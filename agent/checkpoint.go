@@ -40,6 +40,8 @@ func (a *Agent) resumed(kind string) func(op catalog.Operation, state []byte) (j
 		return a.resumeDelete
 	case kindClean:
 		return a.resumeCleaning
+	case kindPrune:
+		return a.resumePrune
 	}
 	return nil
 }

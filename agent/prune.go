@@ -2,6 +2,8 @@ package agent
 
 import (
 	"context"
+	"encoding/json"
+	"fmt"
 	"time"
 
 	"varve/agent/object"
@@ -9,7 +11,10 @@ import (
 	"varve/catalog"
 )
 
-// A Prune says how to prune a target.
+const kindPrune = "target prune"
+
+// A Prune says how to prune a target. It is also the checkpoint of the
+// operation: what was condemned and what is gone is in the target.
 type Prune struct {
 	DryRun bool          // only say what would go
 	Grace  time.Duration // 0: repo.PruneGrace; a shorter one is safe only while no backup is made
@@ -25,18 +30,42 @@ func (a *Agent) PruneTarget(ctx context.Context, ref string, p Prune) (catalog.O
 	if err != nil {
 		return catalog.Operation{}, err
 	}
-	release, err := a.holdTarget(t)
+	j, err := a.pruning(t, p)
 	if err != nil {
 		return catalog.Operation{}, err
 	}
-	return a.start(job{
-		kind:    "target prune",
+	return a.start(j)
+}
+
+func (a *Agent) pruning(t catalog.Target, p Prune) (job, error) {
+	release, err := a.holdTarget(t)
+	if err != nil {
+		return job{}, err
+	}
+	return job{
+		kind:    kindPrune,
 		subject: t.ID,
+		state:   p,
 		begin:   func(*catalog.Tx) error { return nil },
 		work:    func(ctx context.Context, op *operation) error { return a.prune(ctx, op, t, p) },
 		settle:  func(*catalog.Tx, error) error { return nil },
 		release: release,
-	})
+	}, nil
+}
+
+// resumePrune makes the job of a pruning again that was cut off. Who asked for
+// a short grace promised that no backup is made, for then and not for now.
+func (a *Agent) resumePrune(op catalog.Operation, state []byte) (job, error) {
+	var p Prune
+	if err := json.Unmarshal(state, &p); err != nil {
+		return job{}, fmt.Errorf("read its checkpoint: %w", err)
+	}
+	p.Grace = max(p.Grace, repo.PruneGrace)
+	t, err := a.targetRecord(op.Subject)
+	if err != nil {
+		return job{}, err
+	}
+	return a.pruning(t, p)
 }
 
 func (a *Agent) prune(ctx context.Context, op *operation, t catalog.Target, p Prune) error {
