@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"encoding/json"
 	"fmt"
 	"io/fs"
 	"math/rand/v2"
@@ -16,10 +17,10 @@ import (
 )
 
 // TestKillCopies kills the daemon with SIGKILL at random moments of backups,
-// restores and deletions, KILLS times, and starts it again: what was under way
-// goes on to its end, every volume and backup has the state and the bytes that
-// it should have, no temporary snapshot is left, and no object that nothing
-// needs. A7, A8, B5, B14, B15, B17
+// restores, deletions, prunings and verifications, KILLS times, and starts it
+// again: what was under way goes on to its end, every volume and backup has the
+// state and the bytes that it should have, no temporary snapshot is left, and no
+// object that nothing needs. A7, A8, B5, B9, B14, B15, B17
 func TestKillCopies(t *testing.T) {
 	testbed.Require(t, "nbdcopy", "qemu-io")
 	t.Run("directory", func(t *testing.T) {
@@ -37,12 +38,13 @@ type killing struct {
 	t      *testing.T
 	d      *daemon
 	target string
+	store  string // the target's folder, empty if it has none
 	rnd    *rand.Rand
 	dir    string // scratch
 	image  []byte // of vol, now
 	kept   map[string][]byte
 	names  []string // of kept, oldest first
-	packs  int64    // objects that the backups say they added, but for roots
+	packs  int64    // that should be there
 	took   time.Duration
 	made   int
 }
@@ -51,7 +53,7 @@ const killSize = 80 * MiB
 
 func testKillCopies(t *testing.T, target, store string, env ...string) {
 	seed := newSeed(t)
-	k := &killing{t: t, d: startDaemon(t, env...), target: target, rnd: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir(), kept: map[string][]byte{}}
+	k := &killing{t: t, d: startDaemon(t, env...), target: target, store: store, rnd: rand.New(rand.NewPCG(seed, 0)), dir: t.TempDir(), kept: map[string][]byte{}}
 	path := filepath.Join(k.dir, "image")
 	k.image = randomImage(t, path, killSize)
 	k.d.varve("volume", "create", "vol", "--size", strconv.Itoa(killSize))
@@ -63,26 +65,31 @@ func testKillCopies(t *testing.T, target, store string, env ...string) {
 	k.d.varve("backup", "create", "vol", "--name", "first")
 	k.took = time.Since(begun)
 	k.add("first")
-	acts := []func(){k.backup, k.restore, k.backup, k.overwrite, k.delete}
-	for life := range setting(t, "KILLS", 5) {
-		acts[(life+int(seed%5))%len(acts)]()
+	k.packs-- // the volume's key
+	acts := []func(){k.backup, k.restore, k.backup, k.overwrite, k.delete, k.prune, k.verify}
+	kills := setting(t, "KILLS", len(acts))
+	for life := range kills {
+		acts[(life+int(seed%uint64(len(acts))))%len(acts)]()
 		k.check()
 	}
 	k.d.stop()
 	k.d.start()
 	k.check()
-	if store != "" {
-		k.nothingLeft(store)
-	}
-	t.Logf("%d kills", setting(t, "KILLS", 5))
+	k.nothingLeft()
+	t.Logf("%d kills", kills)
 }
 
 // strike begins an operation and kills the daemon at some moment of it; a new
 // one then carries on.
 func (k *killing) strike(args ...string) {
 	k.t.Helper()
+	k.strikeWithin(k.took, args...)
+}
+
+func (k *killing) strikeWithin(most time.Duration, args ...string) {
+	k.t.Helper()
 	k.d.varve(append(args, "--no-wait")...)
-	moment := time.NewTimer(time.Duration(k.rnd.Int64N(int64(k.took))))
+	moment := time.NewTimer(time.Duration(k.rnd.Int64N(int64(most))))
 	<-moment.C
 	k.d.kill()
 	k.d.start()
@@ -150,12 +157,40 @@ func (k *killing) delete() {
 	}
 	i := k.rnd.IntN(len(k.names))
 	name := k.names[i]
-	took := k.took
-	k.took /= 10
-	defer func() { k.took = took }()
-	k.strike("backup", "delete", name, "--force")
+	k.strikeWithin(k.took/10, "backup", "delete", name, "--force")
 	delete(k.kept, name)
 	k.names = append(k.names[:i:i], k.names[i+1:]...)
+}
+
+// prune is cut off, and then done until there is no more to do: all backups are
+// whole.
+func (k *killing) prune() {
+	k.t.Helper()
+	k.nothingLeft()
+	k.strikeWithin(k.took/10, "target", "prune", "offsite", "--grace", "1ms")
+	await(k.t, "pruning finds nothing more", func() bool {
+		k.d.varve("target", "prune", "offsite", "--grace", "1ms")
+		var plan struct {
+			Freed     int64 `json:"freed_objects"`
+			Condemned int64 `json:"condemned_objects"`
+			Young     int64 `json:"young_objects"`
+		}
+		out := k.d.varve("target", "prune", "offsite", "--grace", "1ms", "--dry-run", "-o", "json")
+		if err := json.Unmarshal([]byte(out), &plan); err != nil {
+			k.t.Fatalf("%v: %s", err, out)
+		}
+		return plan.Freed+plan.Condemned+plan.Young == 0
+	})
+	k.d.varve("target", "verify", "offsite", "--mode", "deep")
+	if k.store != "" {
+		data, leaves := k.count()
+		k.packs = data + leaves
+	}
+}
+
+func (k *killing) verify() {
+	k.t.Helper()
+	k.strike("target", "verify", "offsite", "--mode", "deep")
 }
 
 // same compares what write makes of a file with the bytes wanted.
@@ -198,12 +233,23 @@ func (k *killing) check() {
 
 // nothingLeft counts the packs in a folder. A commit that was cut off may leave
 // its pack of leaves to pruning.
-func (k *killing) nothingLeft(store string) {
+func (k *killing) nothingLeft() {
 	k.t.Helper()
-	var data, leaves int64
-	err := filepath.WalkDir(store, func(path string, entry fs.DirEntry, err error) error {
+	if k.store == "" {
+		return
+	}
+	data, leaves := k.count()
+	if extra := data + leaves - k.packs; extra < 0 || extra > leaves {
+		k.t.Errorf("%d packs of data and %d of leaves are there, the backups added %d", data, leaves, k.packs)
+	}
+}
+
+// count returns how many packs the folder has.
+func (k *killing) count() (data, leaves int64) {
+	k.t.Helper()
+	err := filepath.WalkDir(k.store, func(path string, entry fs.DirEntry, err error) error {
 		if err == nil && entry.Type().IsRegular() {
-			switch rel, _ := filepath.Rel(store, path); rel[0] {
+			switch rel, _ := filepath.Rel(k.store, path); rel[0] {
 			case 'p':
 				data++
 			case 'm':
@@ -215,8 +261,5 @@ func (k *killing) nothingLeft(store string) {
 	if err != nil && !os.IsNotExist(err) {
 		k.t.Fatal(err)
 	}
-	want := k.packs - 1 // the volume's key
-	if extra := data + leaves - want; extra < 0 || extra > leaves {
-		k.t.Errorf("%d packs of data and %d of leaves are there, the backups added %d", data, leaves, want)
-	}
+	return data, leaves
 }
