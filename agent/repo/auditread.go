@@ -62,7 +62,7 @@ func (a *audit) deep(ctx context.Context) error {
 	for range auditReads {
 		g.Go(func() error {
 			var buf []byte
-			plain := make([]byte, frameBytes)
+			plain := newPlain()
 			for p := range todo {
 				buf = slices.Grow(buf[:0], int(min(p.size, maxPack))+1)
 				if err := a.readPack(readCtx, p, buf, plain); err != nil {

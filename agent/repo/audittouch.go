@@ -296,7 +296,7 @@ func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (*rowD
 	g.SetLimit(auditReads)
 	for _, group := range groups(frames) {
 		g.Go(func() error {
-			return a.repo.fetch(ctx, &group, make([]byte, group.length), make([]byte, frameBytes), func(w *wanted, _ []byte, err error) error {
+			return a.repo.fetch(ctx, &group, make([]byte, group.length), newPlain(), func(w *wanted, _ []byte, err error) error {
 				i, other := a.note(err)
 				if other != nil || err == nil {
 					return other

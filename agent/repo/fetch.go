@@ -60,8 +60,8 @@ func groups(frames []wanted) []group {
 }
 
 // fetch reads a group into buf and calls each for its frames in turn, with
-// their blocks, or with the error that each has. The blocks stand in plain, of
-// frameBytes, or in buf, until each returns; with a nil plain they are each's
+// their blocks, or with the error that each has. The blocks stand in plain, a
+// newPlain, or in buf, until each returns; with a nil plain they are each's
 // to keep. It stops at the first error that each returns.
 func (r *Repo) fetch(ctx context.Context, g *group, buf, plain []byte, each func(w *wanted, blocks []byte, err error) error) error {
 	name := packName(inData, g.pack.id)
@@ -129,8 +129,8 @@ func openFrame(s *sealer, f *frameRef, stored, plain []byte) ([]byte, error) {
 	return f.expand(text, plain)
 }
 
-// expand returns the blocks of a frame that was opened, in text, in plain, or in
-// bytes of their own if plain is nil.
+// expand returns the blocks of a frame that was opened, in text, in plain, a
+// newPlain, or in bytes of their own if plain is nil.
 func (f *frameRef) expand(text, plain []byte) ([]byte, error) {
 	n := int(f.blocks) * layers.BlockSize
 	if !f.zstd {
@@ -143,7 +143,7 @@ func (f *frameRef) expand(text, plain []byte) ([]byte, error) {
 		return text, nil
 	}
 	if plain == nil {
-		plain = make([]byte, n)
+		plain = make([]byte, n, n+expandSlack)
 	}
 	if err := expandInto(plain[:n], text); err != nil {
 		return nil, err

@@ -189,10 +189,32 @@ func (r *Repo) fill(g group, claimed map[sectionKey]*slotEntry) {
 		}
 		return
 	}
-	r.fetch(r.life, &g, make([]byte, g.length), nil, func(w *wanted, blocks []byte, err error) error {
-		r.cache.fill(entry(w), blocks, int64(len(blocks)), err)
+	var buf []byte
+	if g.length <= frameBytes+tagSize { // of random reads most have one frame
+		one := storedFrames.Get().(*[frameBytes + tagSize]byte)
+		defer storedFrames.Put(one)
+		buf = one[:g.length]
+	} else {
+		buf = make([]byte, g.length)
+	}
+	r.fetch(r.life, &g, buf, nil, func(w *wanted, blocks []byte, err error) error {
+		r.cache.fill(entry(w), blocks, memoryOf(blocks), err)
 		return nil
 	})
+}
+
+// storedFrames are buffers for frames as they are stored.
+var storedFrames = sync.Pool{New: func() any { return new([frameBytes + tagSize]byte) }}
+
+// memoryOf is what bytes take, in bytes: the Go runtime gives whole pages of
+// 8 KiB for all but small ones, and a frame has a little beyond its end.
+func memoryOf(b []byte) int64 {
+	const page, small = 8 << 10, 32 << 10
+	n := int64(cap(b))
+	if n <= small {
+		return n
+	}
+	return (n + page - 1) / page * page
 }
 
 // leaf returns the stacked leaf of a row.

@@ -28,12 +28,10 @@ func (r *Repo) openRoot(ctx context.Context, id layers.ID) (*root, error) {
 	if !fresh {
 		g.Go(func() error { return r.checkLive(ctx, listed.name) })
 	}
-	if ref, ok := r.index.newestKey(listed.name.volume); ok && r.Encrypted() {
-		g.Go(func() error {
-			r.volumeKey(ctx, ref) // early; whoever needs it will see the error
-			return nil
-		})
-	}
+	g.Go(func() error {
+		r.expectKey(ctx, listed.name.volume)
+		return nil
+	})
 	var rootErr error
 	g.Go(func() error {
 		found, rootErr = r.readRoot(ctx, listed)
@@ -66,9 +64,24 @@ func (r *Repo) readRoot(ctx context.Context, listed listedRoot) (*root, error) {
 	return r.openSections(ctx, &h, b, listed.name)
 }
 
-// readSummary reads only what a root says about its backup.
+// expectKey reads the newest key of a volume, which its roots are likely to be
+// sealed with. Whoever needs one will see the error.
+func (r *Repo) expectKey(ctx context.Context, volume layers.ID) {
+	if ref, ok := r.index.newestKey(volume); ok && r.Encrypted() {
+		r.volumeKey(ctx, ref)
+	}
+}
+
+// readSummary reads only what a root says about its backup, and the key beside
+// it: after a listing, one round trip.
 func (r *Repo) readSummary(ctx context.Context, listed listedRoot) (Backup, error) {
 	name := listed.name.String()
+	expected := make(chan struct{})
+	go func() {
+		defer close(expected)
+		r.expectKey(ctx, listed.name.volume)
+	}()
+	defer func() { <-expected }()
 	b, err := r.readFront(ctx, name, summaryRead)
 	if err != nil {
 		return Backup{}, rootGone(err, listed.name)

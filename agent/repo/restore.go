@@ -188,7 +188,7 @@ func (s *restore) data(ctx context.Context, leaves []*leaf) error {
 	for range restoreFetches {
 		g.Go(func() error {
 			var buf []byte
-			plain := make([]byte, frameBytes)
+			plain := newPlain()
 			for i := range todo {
 				group := &all[i]
 				if int64(cap(buf)) < group.length {

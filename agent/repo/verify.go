@@ -247,7 +247,7 @@ func (v *verify) checkFrames(ctx context.Context, frames []wanted) error {
 			}
 			buf, ok := buffers.Get().([]byte)
 			if !ok {
-				buf = make([]byte, groupMax+frameBytes)
+				buf = make([]byte, groupMax+frameBytes+expandSlack)
 			}
 			defer buffers.Put(buf)
 			return v.deep(ctx, pack, checked, buf)

@@ -11,6 +11,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sync/singleflight"
+
 	"varve/layers"
 )
 
@@ -90,6 +92,8 @@ type keyring struct {
 
 	mu      sync.Mutex
 	volumes map[keyRef]*volumeKey
+
+	asked singleflight.Group // for volume keys, by their names
 }
 
 func newKeyring(s suite, repository layers.ID, master [32]byte) *keyring {
@@ -166,7 +170,24 @@ func (r *Repo) volumeKey(ctx context.Context, ref keyRef) (*volumeKey, error) {
 	if r.keys.suite == suiteOpen {
 		return r.openVolumeKey(ref)
 	}
+	// Roots that are read together want the same key: one asks for it.
 	name := volumeKeyName(ref)
+	answer := r.keys.asked.DoChan(name, func() (any, error) { return r.readVolumeKey(context.WithoutCancel(ctx), name, ref) })
+	select {
+	case a := <-answer:
+		if a.Err != nil {
+			return nil, a.Err
+		}
+		return a.Val.(*volumeKey), nil
+	case <-ctx.Done():
+		return nil, fmt.Errorf("read volume key: %w", context.Cause(ctx))
+	}
+}
+
+func (r *Repo) readVolumeKey(ctx context.Context, name string, ref keyRef) (*volumeKey, error) {
+	if key, ok := r.keys.known(ref); ok { // somebody read it since the caller looked
+		return key, nil
+	}
 	b, err := r.readAll(ctx, name, wrappedSize)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, damaged(name, 0, errors.New("the volume's key is missing: what it encrypts cannot be read"))
