@@ -52,6 +52,7 @@ demo: build
 # BENCH is for the harness: make bench BENCH='-quick -only nbd/'.
 bench: build setup
 	CGO_ENABLED=0 $(GO) build -trimpath -o .tools/bareserver ./e2e/bench/bareserver
+	cd e2e/tools && GOBIN=$(CURDIR)/.tools GOWORK=off CGO_ENABLED=0 $(GO) install tool
 	$(GO) run ./e2e/bench -varve bin/varve $(BENCH)
 
 clean:

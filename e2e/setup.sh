@@ -9,6 +9,7 @@ set -euo pipefail
 # program or file that must be there -> the package that brings it
 needs=(
 	"borg borgbackup" # for make bench
+	"/usr/lib/python3/dist-packages/pyfuse3_asyncio.py python3-pyfuse3" # for borg mount
 	"busybox busybox-static" # virtual machines: this and the kernel below
 	"curl curl"
 	"depmod kmod"

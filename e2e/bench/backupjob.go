@@ -107,7 +107,8 @@ func (b *bench) backupRound(ctx context.Context, base string, list []stage, roun
 	if _, err := (task{}).run(ctx, "cp", "--sparse=always", base, image); err != nil {
 		return err
 	}
-	stands := b.openBackups(ctx, round, image, home, repos)
+	wanted := func(p backupPeer) bool { return wants(b.peers, p.name) }
+	stands := b.openBackups(ctx, wanted, round, image, home, repos)
 	defer func() {
 		for _, s := range stands {
 			if cerr := s.close(); cerr != nil {
@@ -123,10 +124,10 @@ func (b *bench) backupRound(ctx context.Context, base string, list []stage, roun
 	return nil
 }
 
-// openBackups makes an empty repository for each peer that is there.
-func (b *bench) openBackups(ctx context.Context, round int, image, home, repos string) (stands []*backupStand) {
+// openBackups makes an empty repository for each peer that is wanted and there.
+func (b *bench) openBackups(ctx context.Context, wanted func(backupPeer) bool, round int, image, home, repos string) (stands []*backupStand) {
 	for _, p := range backupPeers {
-		if !wants(b.peers, p.name) || !b.has(p.name, p.needs) {
+		if !wanted(p) || !b.has(p.name, p.needs) {
 			continue
 		}
 		at := places{image: image, home: filepath.Join(home, p.name), repo: filepath.Join(repos, p.name)}

@@ -114,19 +114,20 @@ func openRestic(ctx context.Context, b *bench, p places) (repository, error) {
 
 func openBorg(options []string) func(context.Context, *bench, places) (repository, error) {
 	return func(ctx context.Context, b *bench, p places) (repository, error) {
-		archive := func(n int) string { return fmt.Sprintf("%s::b%d", p.repo, n) }
 		r := &commandRepository{
 			places: p,
 			env:    []string{"BORG_PASSPHRASE=" + passphrase, "BORG_BASE_DIR=" + p.home},
 			save: func(n int) []string {
-				return append(append([]string{"borg", "create"}, options...), archive(n), p.image)
+				return append(append([]string{"borg", "create"}, options...), borgArchive(p, n), p.image)
 			},
-			load: func(n int) []string { return []string{"borg", "extract", "--sparse", archive(n)} },
+			load: func(n int) []string { return []string{"borg", "extract", "--sparse", borgArchive(p, n)} },
 		}
 		_, err := task{env: r.env}.run(ctx, "borg", "init", "--encryption=repokey-blake2", p.repo)
 		return r, err
 	}
 }
+
+func borgArchive(p places, n int) string { return fmt.Sprintf("%s::b%d", p.repo, n) }
 
 // A singleFile is a peer that makes one file of the image each time.
 type singleFile struct{ commandRepository }

@@ -5,8 +5,8 @@
 // of the rounds; a ratio is the median of the ratios within each round, so that
 // load from outside, which changes over minutes, hits both sides of it.
 //
-// Jobs (nbdjob.go, barejob.go, engine.go, backupjob.go), peers (nbdpeer.go, barepeer.go, backuppeer.go) and bars are
-// tables of values: to measure one thing more, add a line.
+// Jobs (nbdjob.go, barejob.go, engine.go, backupjob.go, mountjob.go), peers (nbdpeer.go, barepeer.go, backuppeer.go,
+// mountpeer.go) and bars are tables of values: to measure one thing more, add a line.
 //
 // docs/bench.md says what each job does and how to read the tables.
 package main
@@ -61,7 +61,7 @@ func parseOptions(args []string, stderr io.Writer) (options, error) {
 	fs.StringVar(&o.varve, "varve", filepath.Join("bin", "varve"), "`path` of the binary under test")
 	fs.StringVar(&o.tools, "tools", ".tools", "`folder` with e2e/bench/bareserver, built, and what e2e/peers.sh unpacks")
 	fs.BoolVar(&o.quick, "quick", false, "small volumes, short runs, few rounds")
-	only := fs.String("only", "", "run only the jobs whose nbd/NAME, null/NAME, file/NAME, tls/NAME, engine/NAME or backup/NAME matches `regexp`")
+	only := fs.String("only", "", "run only the jobs whose nbd/NAME, null/NAME, file/NAME, tls/NAME, engine/NAME, backup/NAME or mount/NAME matches `regexp`")
 	peers := fs.String("peers", "", "run only the peers whose name matches `regexp`")
 	fs.IntVar(&o.rounds, "rounds", 0, "`number` of rounds (default 3; with -quick 2, backups 1)")
 	fs.StringVar(&o.json, "json", "", "write every sample to `file` as JSON")
@@ -151,6 +151,7 @@ type bench struct {
 	options
 	disk     string    // scratch folder of this run, on the disk that is measured
 	repos    string    // scratch folder of this run for repositories
+	slow     *slowS3   // while backups are mounted, if its program is there
 	progress io.Writer // one line for each thing done
 	results
 }
@@ -172,7 +173,7 @@ func command(ctx context.Context, args []string, stdout, stderr io.Writer) (err 
 
 	b.Machine = describeMachine(ctx, b)
 	started := time.Now()
-	for _, section := range []func(context.Context) error{b.nbdJobs, b.engineJobs, b.backupJobs} {
+	for _, section := range []func(context.Context) error{b.nbdJobs, b.engineJobs, b.backupJobs, b.mountJobs} {
 		if err := section(ctx); err != nil {
 			return err
 		}
@@ -204,6 +205,8 @@ func (b *bench) has(peer string, programs []string) bool {
 			program = b.varve
 		case bareServer:
 			program = b.bare()
+		case gateway:
+			program = b.gateway()
 		case newerServer:
 			program = b.newer(newerServer)[0]
 		}

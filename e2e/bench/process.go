@@ -36,7 +36,7 @@ func find(program string) (string, error) {
 	return "", fmt.Errorf("program %s not found", program)
 }
 
-// A server is a process of ours that listens on a unix socket.
+// A server is a process of ours that stays until it is told to end.
 type server struct {
 	name string
 	cmd  *exec.Cmd
@@ -48,11 +48,23 @@ type server struct {
 // startServer starts a program and returns when it accepts connections on
 // socket. A socket left there by an earlier process is removed first.
 func startServer(ctx context.Context, socket string, env []string, program string, args ...string) (*server, error) {
-	path, err := find(program)
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	s, err := launch(env, program, args...)
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+	if err := s.await(ctx, "unix", socket); err != nil {
+		return nil, errors.Join(err, s.stop())
+	}
+	return s, nil
+}
+
+// launch starts a program that stays.
+func launch(env []string, program string, args ...string) (*server, error) {
+	path, err := find(program)
+	if err != nil {
 		return nil, err
 	}
 	s := &server{name: program, cmd: exec.Command(path, args...), log: new(tail), done: make(chan struct{})}
@@ -66,27 +78,25 @@ func startServer(ctx context.Context, socket string, env []string, program strin
 		s.err = s.cmd.Wait()
 		close(s.done)
 	}()
-	if err := s.await(ctx, socket); err != nil {
-		return nil, errors.Join(err, s.stop())
-	}
 	return s, nil
 }
 
-func (s *server) await(ctx context.Context, socket string) error {
+// await returns when the server accepts connections.
+func (s *server) await(ctx context.Context, network, address string) error {
 	ctx, cancel := context.WithTimeout(ctx, startLimit)
 	defer cancel()
 	tick := time.NewTicker(pollEvery)
 	defer tick.Stop()
 	for {
-		if conn, err := net.Dial("unix", socket); err == nil {
+		if conn, err := net.Dial(network, address); err == nil {
 			return conn.Close()
 		}
 		select {
 		case <-tick.C:
 		case <-s.done:
-			return fmt.Errorf("%s ended before it listened on %s: %v; it said: %s", s.name, socket, s.err, s.log)
+			return fmt.Errorf("%s ended before it listened on %s: %v; it said: %s", s.name, address, s.err, s.log)
 		case <-ctx.Done():
-			return fmt.Errorf("%s does not listen on %s: %w; it said: %s", s.name, socket, ctx.Err(), s.log)
+			return fmt.Errorf("%s does not listen on %s: %w; it said: %s", s.name, address, ctx.Err(), s.log)
 		}
 	}
 }
@@ -109,7 +119,12 @@ func (s *server) stop() error {
 	if err := s.running(); err != nil {
 		return err
 	}
-	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+	return s.end()
+}
+
+// end ends the server unless it has ended by itself.
+func (s *server) end() error {
+	if err := s.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return fmt.Errorf("stop %s: %w", s.name, err)
 	}
 	limit := time.NewTimer(stopLimit)

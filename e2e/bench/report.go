@@ -22,6 +22,7 @@ func (b *bench) report(w io.Writer) {
 	}
 	b.reportEngine(w)
 	b.reportBackups(w)
+	b.reportMounts(w)
 	b.reportBars(w)
 	reportGaps(w, "Missing", b.Missing)
 	reportGaps(w, "Failed", b.Failures)

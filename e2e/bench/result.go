@@ -16,6 +16,7 @@ const (
 	iops         metric = "iops"
 	mibPerSecond metric = "mib_per_s"
 	p50          metric = "p50_us"
+	p95          metric = "p95_us"
 	p99          metric = "p99_us"
 	flushP50     metric = "flush_p50_us"
 	flushP99     metric = "flush_p99_us"
@@ -24,6 +25,7 @@ const (
 	cpuPerGiB    metric = "server_cpu_s_per_gib"
 	cpuSeconds   metric = "cpu_s"
 	wall         metric = "wall_s"
+	firstByte    metric = "first_byte_ms"
 	rss          metric = "peak_rss_bytes"
 	added        metric = "added_bytes"
 	stored       metric = "stored_bytes"
@@ -48,7 +50,9 @@ func (m metric) format(v float64) string {
 		return fmt.Sprintf("%.0f MiB", v/(1<<20))
 	case added, stored:
 		return fmt.Sprintf("%.1f MB", v/1e6)
-	case p50, p99, flushP50, flushP99, flushMax, cpuPerOp:
+	case firstByte:
+		return fmt.Sprintf("%.1f ms", v)
+	case p50, p95, p99, flushP50, flushP99, flushMax, cpuPerOp:
 		return fmt.Sprintf("%.1f µs", v)
 	case perChanged:
 		return fmt.Sprintf("%.2f x", v)
