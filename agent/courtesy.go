@@ -57,6 +57,14 @@ func (r *rate) add(n int64, d time.Duration) {
 // turn returns when a piece of work, of milliseconds, may begin. end is called
 // when it has ended.
 func (c *courtesy) turn(ctx context.Context) (end func(), err error) {
+	if end = c.wait(ctx.Done()); end == nil {
+		return nil, context.Cause(ctx)
+	}
+	return end, nil
+}
+
+// wait is turn that ends early with a channel: end is nil then.
+func (c *courtesy) wait(stop <-chan struct{}) (end func()) {
 	for {
 		c.mu.Lock()
 		c.judge()
@@ -64,13 +72,13 @@ func (c *courtesy) turn(ctx context.Context) (end func(), err error) {
 		if gate == nil {
 			c.working++
 			c.mu.Unlock()
-			return c.end, nil
+			return c.end
 		}
 		c.mu.Unlock()
 		select {
 		case <-gate:
-		case <-ctx.Done():
-			return nil, context.Cause(ctx)
+		case <-stop:
+			return nil
 		}
 	}
 }

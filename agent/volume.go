@@ -87,7 +87,9 @@ func (a *Agent) volumeDir(id layers.ID) string {
 	return filepath.Join(a.config.State, "volumes", id.String())
 }
 
-func (a *Agent) volumeOptions() layers.Options { return layers.Options{Log: a.log} }
+func (a *Agent) volumeOptions() layers.Options {
+	return layers.Options{Log: a.log, Turn: a.courtesy.wait}
+}
 
 // CreateVolume makes a volume: an empty one, or a clone.
 func (a *Agent) CreateVolume(ctx context.Context, n NewVolume) (catalog.Volume, error) {

@@ -162,7 +162,7 @@ func openVolume(d disk, o Options, tune tuning) (*Volume, error) {
 		return nil, err
 	}
 	v := &Volume{
-		d: d, log: o.Log, tuning: tune, unlock: unlock, grace: newGrace(), gap: newGap(),
+		d: d, log: o.Log, turn: o.Turn, tuning: tune, unlock: unlock, grace: newGrace(), gap: newGap(),
 		pending: newPendingSet(tune.recordBlocks), spare: newPendingSet(tune.recordBlocks),
 		anchors:        map[*layerFile]*anchor{},
 		wantCheckpoint: make(chan struct{}, 1), wantTidy: make(chan struct{}, 1), stop: make(chan struct{}),

@@ -83,10 +83,15 @@ func (v *Volume) runTidy() {
 // tidy takes steps until there is nothing left to do.
 func (v *Volume) tidy() error {
 	for {
+		end, err := v.takeTurn()
+		if err != nil {
+			return err
+		}
 		began := time.Now()
 		v.pace.working.Store(true)
 		did, err := v.tidyStep()
 		v.pace.working.Store(false)
+		end()
 		if err != nil || !did {
 			return err
 		}
@@ -98,6 +103,17 @@ func (v *Volume) tidy() error {
 			}
 		}
 	}
+}
+
+// takeTurn returns when a step may begin.
+func (v *Volume) takeTurn() (end func(), err error) {
+	if v.turn == nil {
+		return func() {}, nil
+	}
+	if end = v.turn(v.stop); end == nil {
+		return nil, errStop
+	}
+	return end, nil
 }
 
 // tidyStep does the first thing that it finds to do.

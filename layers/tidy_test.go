@@ -88,3 +88,52 @@ func TestDeletionMakesTheHeadDurable(t *testing.T) {
 		t.Errorf("%d blocks are taken, want 8", got/BlockSize)
 	}
 }
+
+// A1: a step of tidying waits for its turn, and closing the volume waits for none.
+func TestTidyTakesTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newMemDisk()
+		if err := createVolume(d, NewID(), 64*BlockSize, smallTuning); err != nil {
+			t.Fatal(err)
+		}
+		tune := smallTuning
+		tune.background = true
+		var under atomic.Int64
+		may := make(chan struct{}) // closed while tidying may go on
+		v, err := openVolume(d, Options{Turn: func(stop <-chan struct{}) func() {
+			select {
+			case <-may:
+				under.Add(1)
+				return func() { under.Add(-1) }
+			case <-stop:
+				return nil
+			}
+		}}, tune)
+		if err != nil {
+			t.Fatal(err)
+		}
+		writeBlocks(t, v, 1, 0, 8)
+		id := takeSnapshot(t, v)
+		writeBlocks(t, v, 2, 4, 8)
+		takeSnapshot(t, v)
+		if err := v.DeleteSnapshot(id, false); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(time.Hour)
+		synctest.Wait()
+		if n := len(v.files); n != 3 {
+			t.Errorf("%d layers while it is nobody's turn, want 3", n)
+		}
+		close(may)
+		synctest.Wait()
+		if n := len(v.files); n != 2 || under.Load() != 0 {
+			t.Errorf("%d layers and %d steps under way when tidying had its turns, want 2 and none", n, under.Load())
+		}
+		may = make(chan struct{})
+		v.Tidy()
+		synctest.Wait()
+		if err := v.Close(); err != nil {
+			t.Errorf("close while tidying waits for its turn: %v", err)
+		}
+	})
+}

@@ -11,6 +11,11 @@ import (
 // Options tune a Volume. The zero value is useful.
 type Options struct {
 	Log *slog.Logger // background work reports here; nil is silent
+
+	// Turn, if it is not nil, returns when a step of tidying, of milliseconds,
+	// may begin; end is called when it has ended. If stop is closed before, end
+	// is nil.
+	Turn func(stop <-chan struct{}) (end func())
 }
 
 // A Volume is a chain of layers in a directory, open for reading and writing.
@@ -19,6 +24,7 @@ type Volume struct {
 	id     ID
 	d      disk
 	log    *slog.Logger
+	turn   func(stop <-chan struct{}) (end func())
 	tuning tuning
 	unlock func() error
 
