@@ -118,6 +118,7 @@ func TestSlowS3Delays(t *testing.T) {
 	}
 	defer s.proxy.Close()
 	go s.serve()
+	began := time.Now()
 	c, err := net.Dial("tcp", s.proxy.Addr().String())
 	if err != nil {
 		t.Fatal(err)
@@ -125,7 +126,6 @@ func TestSlowS3Delays(t *testing.T) {
 	defer c.Close()
 	want := make([]byte, 300_000)
 	fillRandom(want, 1)
-	began := time.Now()
 	go c.Write(want)
 	got, err := io.ReadAll(c)
 	if err != nil || !bytes.Equal(got, want) {
