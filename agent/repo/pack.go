@@ -10,7 +10,6 @@ import (
 
 const (
 	packTarget  = 32 << 20 // bytes; a pack is closed before it outgrows them
-	packRoom    = 64 << 10 // kept for the trailer at first
 	footerSize  = 24
 	footerMagic = "VARVTAIL"
 	maxTrailer  = 16 << 20

@@ -48,7 +48,7 @@ type RestorePoint struct {
 
 const (
 	restoreRows    = 8 // whose leaves are in memory at a time
-	restoreFetches = 8 // groups of frames that are under way at a time
+	restoreFetches = 8 // groups of frames that are under way at a time, all in one arena
 )
 
 // Restore writes the whole backup to dst, zeros included unless dst is blank.
@@ -60,7 +60,12 @@ func (r *Repo) Restore(ctx context.Context, id layers.ID, dst Writer, o RestoreO
 	if err != nil {
 		return fmt.Errorf("restore backup %s: %w", id, err)
 	}
-	s := &restore{repo: r, root: root, dst: dst, options: o}
+	arena, err := takeArena()
+	if err != nil {
+		return fmt.Errorf("restore backup %s: %w", id, err)
+	}
+	defer freeArena(arena)
+	s := &restore{repo: r, root: root, dst: dst, options: o, arena: arena}
 	if err := s.run(ctx); err != nil {
 		return fmt.Errorf("restore backup %s: %w", id, err)
 	}
@@ -72,6 +77,7 @@ type restore struct {
 	root    *root
 	dst     Writer
 	options RestoreOptions
+	arena   []byte // for the groups under way
 
 	mu    sync.Mutex
 	done  int64        // bytes of the volume; under mu
@@ -185,15 +191,12 @@ func (s *restore) data(ctx context.Context, leaves []*leaf) error {
 		}
 		return nil
 	})
-	for range restoreFetches {
+	for i := range restoreFetches {
 		g.Go(func() error {
-			var buf []byte
+			buf := s.arena[i*groupMax : (i+1)*groupMax]
 			plain := newPlain()
 			for i := range todo {
 				group := &all[i]
-				if int64(cap(buf)) < group.length {
-					buf = make([]byte, max(group.length, groupMax))
-				}
 				if err := s.repo.fetch(ctx, group, buf, plain, s.write); err != nil {
 					return err
 				}

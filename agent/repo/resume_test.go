@@ -111,7 +111,7 @@ func TestResume(t *testing.T) {
 				t.Errorf("a backup that is there was made again: %d packs", again)
 			}
 			// What is under way beside the pack that broke the line.
-			if packs > 0 && cut.packs+rest.packs > packs+uploadsMax+1 {
+			if packs > 0 && cut.packs+rest.packs > packs+buffersMax {
 				t.Errorf("%d puts: %d packs, then %d, want %d in all", puts, cut.packs, rest.packs, packs)
 			}
 			r, err := Open(t.Context(), store, Key{Passphrase: secret})
@@ -162,7 +162,7 @@ func TestResumeStoresLittleAgain(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if sum := cut.packs + rest.packs; sum > whole.packs+uploadsMax+1 {
+		if sum := cut.packs + rest.packs; sum > whole.packs+buffersMax {
 			t.Errorf("%d packs and %d after the cut, the whole backup takes %d", cut.packs, rest.packs, whole.packs)
 		}
 		// Blocks of zeros are in no pack, so they are read again.

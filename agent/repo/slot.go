@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 	"unicode/utf8"
@@ -134,7 +135,13 @@ func (s *slot) key(secret slotSecret) []byte {
 	case SlotPassphrase:
 		stretching.Lock()
 		defer stretching.Unlock()
-		return argon2.IDKey([]byte(secret.text), s.salt[:], s.cost.passes, s.cost.memory, s.cost.threads, 32)
+		derived := argon2.IDKey([]byte(secret.text), s.salt[:], s.cost.passes, s.cost.memory, s.cost.threads, 32)
+		if s.cost.memory >= defaultCost.memory {
+			// Its memory would stay with the process, and count double when the
+			// collector next sets a goal.
+			debug.FreeOSMemory()
+		}
+		return derived
 	case SlotKeyFile:
 		key = kdf("slot key file", s.salt[:], []byte(secret.text))
 	case SlotRecovery:

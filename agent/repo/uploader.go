@@ -8,13 +8,12 @@ import (
 	"varve/agent/object"
 )
 
-// An uploader puts objects while others are being made. Its buffers are all
-// the memory that packs take.
+// An uploader puts objects while others are being made. Its buffers, an arena
+// each, are all the memory that packs take.
 type uploader struct {
 	ctx     context.Context
 	store   object.Store
-	size    int
-	made    int
+	made    [][]byte // arenas
 	buffers chan []byte
 
 	running sync.WaitGroup
@@ -22,8 +21,8 @@ type uploader struct {
 	err     error // of the first that failed
 }
 
-func newUploader(ctx context.Context, s object.Store, target int) *uploader {
-	return &uploader{ctx: ctx, store: s, size: target + packRoom, buffers: make(chan []byte, uploadsMax+1)}
+func newUploader(ctx context.Context, s object.Store) *uploader {
+	return &uploader{ctx: ctx, store: s, buffers: make(chan []byte, buffersMax)}
 }
 
 // buffer returns an empty buffer as soon as one is free. Only one goroutine
@@ -37,9 +36,13 @@ func (u *uploader) buffer(ctx context.Context) ([]byte, error) {
 		return b, nil
 	default:
 	}
-	if u.made < cap(u.buffers) {
-		u.made++
-		return make([]byte, 0, u.size), nil
+	if len(u.made) < cap(u.buffers) {
+		b, err := takeArena()
+		if err != nil {
+			return nil, err
+		}
+		u.made = append(u.made, b)
+		return b[:0], nil
 	}
 	select {
 	case <-ctx.Done():
@@ -61,6 +64,13 @@ func (u *uploader) put(name string, object []byte) {
 		}
 		u.buffers <- object[:0] // has room: it came from there
 	})
+}
+
+// close gives the buffers back. Nothing is under way any more.
+func (u *uploader) close() {
+	for _, b := range u.made {
+		freeArena(b)
+	}
 }
 
 // wait returns when everything that was put is durable.

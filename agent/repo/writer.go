@@ -13,7 +13,9 @@ import (
 )
 
 const (
-	uploadsMax = 3 // at a time, beside the pack that is being filled
+	// buffersMax is how many packs a backup has in memory: one is filled, the
+	// others are on their way; all are when the store is slower than the volume.
+	buffersMax = 3
 	smallMax   = 4 << 20
 	mergesMax  = 4 // spans whose leaves are merged at a time
 
@@ -62,7 +64,7 @@ func (w *writer) copy(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	late := time.AfterFunc(footingFresh/2, func() { w.session.start(ctx) }) // its error is the next caller's
 	defer late.Stop()
-	w.up = newUploader(ctx, w.repo.store, w.repo.packTarget)
+	w.up = newUploader(ctx, w.repo.store)
 	w.merges = new(errgroup.Group)
 	w.merges.SetLimit(mergesMax)
 
@@ -102,6 +104,7 @@ func (w *writer) copy(ctx context.Context) error {
 	if sent := w.up.wait(); err == nil {
 		err = sent
 	}
+	w.up.close()
 	return err
 }
 
