@@ -179,7 +179,7 @@ func (a *Agent) beginDelete(tx *catalog.Tx, id layers.ID, force bool) error {
 	}
 	for _, other := range all(a, tx, catalog.Backups) {
 		if other.ParentID == id && !force {
-			return fail(Invalid, "Invalid backup: Incremental backups exist for this backup.")
+			return fail(Conflict, "Invalid backup: Incremental backups exist for this backup.")
 		}
 	}
 	b.Status, b.Updated = catalog.Deleting, time.Now().UTC()

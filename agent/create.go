@@ -122,11 +122,20 @@ func (a *Agent) targetFor(ctx context.Context, ref string) (catalog.Target, erro
 	case err != nil:
 		return catalog.Target{}, err
 	case len(targets) == 0:
-		return catalog.Target{}, fail(Invalid, "there is no backup target yet: add one with target add")
+		return catalog.Target{}, fail(Conflict, "there is no backup target yet: add one with: varve target add NAME URL")
 	case len(targets) > 1:
-		return catalog.Target{}, fail(Invalid, "there are %d backup targets: say which one", len(targets))
+		return catalog.Target{}, fail(Invalid, "there are %d backup targets: say which one, with --target: %s", len(targets), targetNames(targets))
 	}
 	return targets[0], nil
+}
+
+// targetNames are the names of targets, for a message.
+func targetNames(targets []catalog.Target) string {
+	names := make([]string, len(targets))
+	for i, t := range targets {
+		names[i] = t.Name
+	}
+	return strings.Join(names, ", ")
 }
 
 // takeSnapshot makes the named snapshot what is backed up.

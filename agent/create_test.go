@@ -425,11 +425,11 @@ func TestTargetOfABackup(t *testing.T) {
 	a := w.start(t.TempDir())
 	createVolume(t, a, "v", mib)
 	_, _, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v"})
-	wantError(t, err, Invalid, "no backup target", "add")
+	wantError(t, err, Conflict, "no backup target", "add")
 	addTarget(t, a, "t1")
 	addTarget(t, a, "t2")
 	_, _, err = a.CreateBackup(t.Context(), NewBackup{Volume: "v"})
-	wantError(t, err, Invalid, "2 backup targets")
+	wantError(t, err, Invalid, "2 backup targets", "t1, t2")
 	one := backUp(t, a, NewBackup{Volume: "v", Target: "t1"})
 	two := backUp(t, a, NewBackup{Volume: "v", Target: "t2", Incremental: true})
 	if one.TargetName != "t1" || two.TargetName != "t2" || two.Incremental() {

@@ -151,7 +151,7 @@ func (a *Agent) carryOut(ctx context.Context, op *operation, j job) {
 	last.Waits, last.Ended = "", time.Now().UTC()
 	last.State = catalog.Succeeded
 	if err != nil {
-		last.State, last.Error = catalog.Failed, shorten(err.Error())
+		last.State, last.Error, last.Reason = catalog.Failed, shorten(err.Error()), string(ReasonOf(err))
 	}
 	if errors.Is(err, errCanceled) {
 		last.State = catalog.Canceled

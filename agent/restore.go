@@ -131,10 +131,10 @@ func (s *restoration) ontoExisting(r RestoreRequest) error {
 	case r.Name != "":
 		return fail(Invalid, "volume %s keeps its name: leave the new one out", record.Name)
 	case !r.Force:
-		return fail(Invalid, "restoring onto volume %s overwrites all that is in it: say --force to do that, "+
+		return fail(Conflict, "restoring onto volume %s overwrites all that is in it: say --force to do that, "+
 			"or leave the volume out to restore into a new one", record.Name)
 	case record.Size < s.backup.Size:
-		return fail(Invalid, "volume %s has %d bytes, the backup needs %d: grow the volume first, or restore into a new one",
+		return fail(Conflict, "volume %s has %d bytes, the backup needs %d: grow the volume first, or restore into a new one",
 			record.Name, record.Size, s.backup.Size)
 	}
 	err = s.a.claim(v, byRestore, func() error {

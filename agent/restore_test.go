@@ -70,9 +70,9 @@ func TestRestoreOverwritesAVolume(t *testing.T) {
 	must(a.CreateSnapshot(t.Context(), "old", NewSnapshot{Name: "s"}))(t)
 	createVolume(t, a, "small", mib/2)
 	to := func(r RestoreRequest) error { _, _, err := a.RestoreBackup(t.Context(), "b", r); return err }
-	wantError(t, to(RestoreRequest{Volume: "old"}), Invalid, "overwrites", "force")
+	wantError(t, to(RestoreRequest{Volume: "old"}), Conflict, "overwrites", "force")
 	wantError(t, to(RestoreRequest{Volume: "old", Name: "n", Force: true}), Invalid, "name")
-	wantError(t, to(RestoreRequest{Volume: "small", Force: true}), Invalid, "524288", "1048576")
+	wantError(t, to(RestoreRequest{Volume: "small", Force: true}), Conflict, "524288", "1048576")
 	wantError(t, to(RestoreRequest{Volume: "x", Force: true}), NotFound)
 	d := attach(t, a, "old")
 	wantError(t, to(RestoreRequest{Volume: "old", Force: true}), InUse, "detach")
@@ -241,7 +241,7 @@ func TestDeletingBackups(t *testing.T) {
 	}
 	before := must(a.Backups(t.Context()))(t)
 	_, err := a.DeleteBackup(t.Context(), "b1", false)
-	wantError(t, err, Invalid)
+	wantError(t, err, Conflict)
 	if err != nil && err.Error() != "Invalid backup: Incremental backups exist for this backup." {
 		t.Errorf("the text is %q", err)
 	}

@@ -356,21 +356,33 @@ func DamageText(err error) string {
 }
 
 func (v *verification) summary() string {
-	r := &v.report
+	level, _ := repo.ParseLevel(v.Level) // it was, when it was asked for
+	return AuditNote(level, v.report, v.Since)
+}
+
+// AuditNote tells a person what an audit has read, and that nothing is damaged
+// where that is so. since is when what was left out was read at the earliest.
+func AuditNote(level repo.Level, r repo.AuditReport, since time.Time) string {
 	text := fmt.Sprintf("%d backups need %d packs; %d leaves of their maps were read", r.Backups, r.Packs, r.Leaves)
-	switch v.Level {
-	case repo.Presence.String():
+	switch level {
+	case repo.Presence:
 		text = fmt.Sprintf("%d backups; the sizes of %d packs were compared", r.Backups, r.Packs)
-	case repo.Sample.String():
+	case repo.Sample:
 		text += fmt.Sprintf(", and %d frames with %d bytes", r.Frames, r.Bytes)
-	case repo.Deep.String():
+	case repo.Deep:
 		text += fmt.Sprintf(", and %d packs with %d MiB", r.Read, r.Bytes>>20)
 		if r.Skipped > 0 {
-			text += fmt.Sprintf("; %d packs were left out that were read since %s", r.Skipped, v.Since.Format(time.DateTime))
+			text += fmt.Sprintf("; %d packs were left out that were read since %s", r.Skipped, since.Format(time.DateTime))
 		}
 	}
 	if r.Healed > 0 {
 		text += fmt.Sprintf("; %d frames of damaged packs were written anew", r.Healed)
+	}
+	switch {
+	case r.Count == 0 && r.Healed > 0:
+		text += "; no damage is left"
+	case r.Count == 0:
+		text += "; nothing is damaged"
 	}
 	return text
 }

@@ -55,8 +55,17 @@ func (a *Agent) verify(ctx context.Context, op *operation, t catalog.Target, b B
 		}
 		return targetError(t, "verify backup "+b.ID.String()+" in", err)
 	}
-	op.note(fmt.Sprintf("the backup is whole; of its data %d frames with %d bytes were read and checked", report.Frames, report.Bytes))
+	op.note(WholeNote(o.Level, report))
 	return nil
+}
+
+// WholeNote tells a person what a verification has looked at that found a backup
+// whole.
+func WholeNote(level repo.Level, report repo.Report) string {
+	if level < repo.Deep {
+		return fmt.Sprintf("the backup is whole: its map is right, and the %d objects with its data are there; --deep reads the data too", report.Packs)
+	}
+	return fmt.Sprintf("the backup is whole: all its data, %d frames with %d bytes in %d objects, was read and checked", report.Frames, report.Bytes, report.Packs)
 }
 
 // markVerified writes into the backup's record what a verification of it found.

@@ -219,6 +219,7 @@ type Operation struct {
 	Subject   layers.ID // the volume, snapshot or backup it makes or changes
 	State     OperationState
 	Error     string    // why it failed
+	Reason    string    // the class of that error, as the agent has them; empty if it did not fail
 	Note      string    // what whoever asked should know besides; empty if nothing
 	Waits     string    // what it waits for before it goes on; empty if for nothing
 	Done      int64     // bytes

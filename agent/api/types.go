@@ -359,6 +359,7 @@ type Operation struct {
 	SubjectID  string    `json:"subject_id" doc:"the object that it makes or changes"`
 	State      string    `json:"state" enum:"running,succeeded,failed,canceled"`
 	Error      *string   `json:"error"`
+	Reason     *string   `json:"reason" doc:"the class of the error, such as unavailable or corrupt"`
 	Note       *string   `json:"note" doc:"what whoever asked should know besides"`
 	WaitsFor   *string   `json:"waits_for" doc:"what it waits for before it goes on"`
 	DoneBytes  int64     `json:"done_bytes"`

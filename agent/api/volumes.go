@@ -295,6 +295,7 @@ func operation(o catalog.Operation) Operation {
 		SubjectID:  o.Subject.String(),
 		State:      string(o.State),
 		Error:      optional(o.Error),
+		Reason:     optional(o.Reason),
 		Note:       optional(o.Note),
 		WaitsFor:   optional(o.Waits),
 		DoneBytes:  o.Done,

@@ -43,6 +43,8 @@ func arrange(app *cli.App, words []string) ([]string, error) {
 				return nil, err
 			}
 			i += used - 1
+		case line.takesCommand() && word == "help": // varve help backup create
+			line.help = true
 		case line.takesCommand():
 			if err := line.enter(word); err != nil {
 				return nil, err
@@ -61,6 +63,7 @@ type commandLine struct {
 	globals []string       // flags of the program, each as one word
 	locals  []string       // flags of the last command of path, each as one word
 	args    []string
+	help    bool // asked for as a word; as a flag it is among locals
 }
 
 // verbatim reports whether the command takes its words as they stand.
@@ -184,7 +187,7 @@ func (l *commandLine) join(program string) []string {
 	for _, c := range l.path {
 		words = append(words, c.Name)
 	}
-	if slices.Contains(l.locals, "--help") {
+	if l.help || slices.Contains(l.locals, "--help") {
 		return append(words, "--help") // to which arguments would be topics
 	}
 	words = append(words, l.locals...)

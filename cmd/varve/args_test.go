@@ -34,6 +34,10 @@ func TestArrange(t *testing.T) {
 		{"volume show --help", "volume show --help"},
 		{"volume show db1 --help --long", "volume show --help"},
 		{"--help", "--help"},
+		{"help", "--help"},
+		{"help backup create", "backup create --help"},
+		{"backup help create", "backup create --help"},
+		{"volume show help", "volume show -- help"},
 		{"volume -h", "volume --help"},
 		{"__complete volume create --si", "__complete volume create --si"},
 	}

@@ -1,8 +1,10 @@
 package main
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -22,14 +24,12 @@ func (p *program) backupCommand() *cli.Command {
 				&cli.BoolFlag{Name: "incremental", Usage: "only what changed since the newest backup in the target"},
 				&cli.BoolFlag{Name: "force", Usage: "also if the volume is in use"})...)...),
 			(*call).backupCreate),
-		p.verb("list", "", "list backups, newest first", outputFlags(), (*call).backupList),
+		p.verb("list", "", "list backups, newest first", outputFlags(
+			&cli.BoolFlag{Name: "long", Usage: "also volume, container, whether incremental, whether protected, and the time of the data"},
+			&cli.StringFlag{Name: "volume", Usage: "only those of this `VOLUME`, by its name or id, also if it is gone"}), (*call).backupList),
 		p.verb("show", "BACKUP", "show one backup", outputFlags(long), (*call).backupShow),
 		p.backupDiffVerb(),
-		p.verb("restore", "BACKUP [TO]", "restore into a new volume, over the volume TO, or, with --target URL, into the file TO",
-			outputFlags(moveFlags(
-				&cli.StringFlag{Name: "name", Usage: "`NAME` of the new volume; the source's if left out"},
-				&cli.BoolFlag{Name: "force", Usage: "overwrite TO"})...),
-			(*call).backupRestore),
+		p.backupRestoreVerb(),
 		p.verb("delete", "BACKUP...", "delete backups",
 			waitFlags(&cli.BoolFlag{Name: "force", Usage: "also if incremental backups depend on it; they stay whole"}),
 			(*call).backupDelete),
@@ -39,8 +39,7 @@ func (p *program) backupCommand() *cli.Command {
 			&cli.BoolFlag{Name: "unprotected", Usage: "let them be deleted"},
 		}, (*call).backupSet),
 		p.resetVerb("backup", "BACKUP..."),
-		p.verb("verify", "BACKUP", "check that a backup is whole in its target",
-			moveFlags(&cli.BoolFlag{Name: "deep", Usage: "read all its data too"}), (*call).backupVerify))
+		p.backupVerifyVerb())
 }
 
 func (c *call) backupCreate() error {
@@ -48,7 +47,7 @@ func (c *call) backupCreate() error {
 	if err != nil {
 		return err
 	}
-	client, err := c.client()
+	client, err := c.backupClient()
 	if err != nil {
 		return err
 	}
@@ -61,7 +60,7 @@ func (c *call) backupCreate() error {
 		VolumeID:    c.args[0],
 		Name:        ptr(c.String("name")),
 		Description: ptr(c.String("description")),
-		Container:   ptr(c.String("container")),
+		Container:   ptr(c.container()),
 		Force:       c.Bool("force"),
 		Incremental: c.Bool("incremental"),
 		SnapshotID:  ptr(c.String("snapshot")),
@@ -75,6 +74,10 @@ func (c *call) backupCreate() error {
 	return c.follow(client, o)
 }
 
+// container is the name of the target to use: the command's own flag, or the
+// program's.
+func (c *call) container() string { return cmp.Or(c.String("container"), c.global("target")) }
+
 func (c *call) backupList() error {
 	out, err := c.output()
 	if err != nil {
@@ -84,14 +87,25 @@ func (c *call) backupList() error {
 	if err != nil {
 		return err
 	}
+	columns := []string{"ID", "Name", "Description", "Status", "Size"}
+	if c.Bool("long") {
+		columns = append(columns, "Volume", "Container", "Incremental", "Protected", "Data Timestamp")
+	}
 	var rows []row
 	for _, b := range all {
-		rows = append(rows, row{b.ID, b.Name, orNone(b.Description), b.Status, b.Size})
+		if v := c.String("volume"); v != "" && v != b.VolumeName && !strings.EqualFold(v, b.VolumeID) {
+			continue
+		}
+		cells := row{b.ID, b.Name, orNone(b.Description), b.Status, b.Size}
+		if c.Bool("long") {
+			cells = append(cells, b.VolumeName, b.Container, b.IsIncremental, b.Protected, formatTime(b.DataTimestamp.Time))
+		}
+		rows = append(rows, cells)
 		if b.Damage != nil {
 			fmt.Fprintf(c.stderr, "backup %s (%s) is damaged: %s\n", printable(b.Name), b.ID, printable(*b.Damage))
 		}
 	}
-	return out.list(c.stdout, []string{"ID", "Name", "Description", "Status", "Size"}, rows)
+	return out.list(c.stdout, columns, rows)
 }
 
 // backups are those that the daemon knows, or of one of its targets, or what
@@ -100,15 +114,15 @@ func (c *call) backups() ([]api.Backup, error) {
 	if c.directURL() != "" {
 		return c.directBackups()
 	}
-	client, err := c.client()
+	client, err := c.backupClient()
 	if err != nil {
 		return nil, err
 	}
 	all, err := client.Backups(c.ctx)
-	if err != nil || c.String("target") == "" {
+	if err != nil || c.global("target") == "" {
 		return all, err
 	}
-	t, err := client.Target(c.ctx, c.String("target"))
+	t, err := client.Target(c.ctx, c.global("target"))
 	if err != nil {
 		return nil, err
 	}
@@ -134,11 +148,15 @@ func (c *call) backupShow() error {
 		defer t.Close()
 		return c.showBackup(out, b, func() (api.BackupCost, error) { return t.cost(c.ctx, b) })
 	}
-	client, err := c.client()
+	client, err := c.backupClient()
 	if err != nil {
 		return err
 	}
-	b, err := client.Backup(c.ctx, c.args[0])
+	ref, err := c.chosen(client, c.args[0])
+	if err != nil {
+		return err
+	}
+	b, err := client.Backup(c.ctx, ref)
 	if err != nil {
 		return err
 	}
@@ -173,47 +191,12 @@ func (c *call) costFields(b api.Backup, cost func() (api.BackupCost, error)) []f
 	return []field{{"unique_bytes", byteCount(paid.UniqueBytes)}, {"unique_objects", paid.UniqueObjects}}
 }
 
-func (c *call) backupRestore() error {
-	out, err := c.output()
-	if err != nil {
-		return err
-	}
-	to := ""
-	if len(c.args) == 2 {
-		to = c.args[1]
-	}
-	if c.directURL() != "" {
-		if to == "" {
-			return usagef("backup restore: with --target URL a FILE is needed: varve --target URL backup restore BACKUP FILE")
-		}
-		return c.directRestore(c.args[0], to)
-	}
-	if to != "" && c.String("name") != "" {
-		return usagef("backup restore: --name is for a new volume, and %s keeps its name", to)
-	}
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	r, o, err := client.RestoreBackup(c.ctx, c.args[0], api.NewRestore{
-		VolumeID: ptr(to), Name: ptr(c.String("name")), Force: c.Bool("force"),
-	})
-	if err != nil {
-		return err
-	}
-	err = out.show(c.stdout, []field{{"backup_id", r.BackupID}, {"volume_id", r.VolumeID}, {"volume_name", r.VolumeName}})
-	if err != nil {
-		return err
-	}
-	return c.follow(client, o)
-}
-
 func (c *call) backupDelete() error {
-	client, err := c.client()
+	client, err := c.backupClient()
 	if err != nil {
 		return err
 	}
-	return c.each("backup", "delete", func(name string) error {
+	return c.eachBackup(client, "delete", func(name string) error {
 		o, err := client.DeleteBackup(c.ctx, name, c.Bool("force"))
 		if err != nil {
 			return err
@@ -227,29 +210,14 @@ func (c *call) backupSet() error {
 	if on == c.Bool("unprotected") {
 		return usagef("backup set: say either --protected or --unprotected")
 	}
-	client, err := c.client()
+	client, err := c.backupClient()
 	if err != nil {
 		return err
 	}
-	return c.each("backup", "set", func(name string) error {
+	return c.eachBackup(client, "set", func(name string) error {
 		_, err := client.ChangeBackup(c.ctx, name, api.BackupChange{Protected: on})
 		return err
 	})
-}
-
-func (c *call) backupVerify() error {
-	if c.directURL() != "" {
-		return c.directVerify(c.args[0])
-	}
-	client, err := c.client()
-	if err != nil {
-		return err
-	}
-	o, err := client.VerifyBackup(c.ctx, c.args[0], c.Bool("deep"))
-	if err != nil {
-		return err
-	}
-	return c.follow(client, o)
 }
 
 // backupFields are the rows of OpenStack's volume backup show.
@@ -287,7 +255,7 @@ func backupLongFields(b api.Backup) []field {
 		{"duration", duration},
 		{"logical_bytes", byteCount(b.LogicalBytes)},
 		{"parent_id", orNone(b.ParentID)},
-		{"progress", share(b.DoneBytes, b.TotalBytes)},
+		{"progress", backupShare(b)},
 		{"protected", b.Protected},
 		{"size_bytes", b.SizeBytes},
 		{"stored_bytes", byteCount(b.StoredBytes)},
@@ -296,6 +264,14 @@ func backupLongFields(b api.Backup) []field {
 		{"throughput", throughput},
 		{"volume_name", b.VolumeName},
 	}
+}
+
+// backupShare is how much of a backup is stored, in percent.
+func backupShare(b api.Backup) any {
+	if b.Status == "available" {
+		return share(1, 1)
+	}
+	return share(b.DoneBytes, b.TotalBytes)
 }
 
 // ptr is s for a request: nil if it was not given.

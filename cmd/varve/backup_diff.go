@@ -25,11 +25,19 @@ func (c *call) backupDiff() error {
 	if c.directURL() != "" {
 		return c.directDiff(out)
 	}
-	client, err := c.client()
+	client, err := c.backupClient()
 	if err != nil {
 		return err
 	}
-	return c.printDiff(out, client.DiffBackups(c.ctx, c.args[0], c.args[1]))
+	from, err := c.chosen(client, c.args[0])
+	if err != nil {
+		return err
+	}
+	to, err := c.chosen(client, c.args[1])
+	if err != nil {
+		return err
+	}
+	return c.printDiff(out, client.DiffBackups(c.ctx, from, to))
 }
 
 // directDiff compares two backups in the target at a URL.

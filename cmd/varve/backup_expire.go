@@ -35,7 +35,7 @@ func (c *call) backupExpire() error {
 		return usagef("backup expire: name a volume, or say --all for every one")
 	}
 	n := api.NewExpiry{
-		Container: c.String("container"), DryRun: c.Bool("dry-run"),
+		Container: c.container(), DryRun: c.Bool("dry-run"),
 		KeepLast: c.Int("keep-last"), KeepHourly: c.Int("keep-hourly"), KeepDaily: c.Int("keep-daily"),
 		KeepWeekly: c.Int("keep-weekly"), KeepMonthly: c.Int("keep-monthly"), KeepYearly: c.Int("keep-yearly"),
 	}
@@ -48,7 +48,7 @@ func (c *call) backupExpire() error {
 	if n.KeepLast+n.KeepHourly+n.KeepDaily+n.KeepWeekly+n.KeepMonthly+n.KeepYearly == 0 {
 		return usagef("backup expire: nothing would be kept: say what to keep, such as --keep-daily 7")
 	}
-	client, err := c.client()
+	client, err := c.backupClient()
 	if err != nil {
 		return err
 	}

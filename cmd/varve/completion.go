@@ -110,7 +110,7 @@ func (p *program) candidates(c *cli.Context, line *commandLine, pending cli.Flag
 	switch {
 	case pending != nil:
 		return p.values(c, state, map[string]string{
-			"output": "OUTPUT", "container": "TARGET", "snapshot": "SNAPSHOT", "source": "VOLUME", "target": "TARGET",
+			"output": "OUTPUT", "container": "TARGET", "snapshot": "SNAPSHOT", "source": "VOLUME", "target": "TARGET", "volume": "VOLUME",
 		}[pending.Names()[0]])
 	case strings.HasPrefix(last, "-"):
 		return line.flagNames()

@@ -3,7 +3,6 @@ package main
 import (
 	"errors"
 	"fmt"
-	"strings"
 
 	"varve/agent"
 	"varve/agent/api"
@@ -130,59 +129,7 @@ func (t *bareTarget) find(c *call, ref string) (api.Backup, error) {
 	if err != nil {
 		return api.Backup{}, err
 	}
-	var found []api.Backup
-	var ids []string
-	for _, b := range all {
-		if strings.EqualFold(b.ID, ref) {
-			return b, nil
-		}
-		if b.Name == ref {
-			found, ids = append(found, b), append(ids, b.ID)
-		}
-	}
-	switch len(found) {
-	case 1:
-		return found[0], nil
-	case 0:
-		return api.Backup{}, &agent.Error{Reason: agent.NotFound,
-			Message: fmt.Sprintf("no backup has the name or id %q in %s; \"backup list\" shows what is there", ref, t.url)}
-	}
-	return api.Backup{}, &agent.Error{Reason: agent.Ambiguous,
-		Message: fmt.Sprintf("%d backups have the name %q: give one of their ids: %s", len(found), ref, strings.Join(ids, ", "))}
-}
-
-// directVerify checks a backup and prints what was read. Damage is told line
-// by line.
-func (c *call) directVerify(ref string) error {
-	t, b, err := c.openBackup(ref)
-	if err != nil {
-		return err
-	}
-	defer t.Close()
-	level := repo.Map
-	if c.Bool("deep") {
-		level = repo.Deep
-	}
-	id, err := layers.ParseID(b.ID)
-	if err != nil {
-		return err
-	}
-	bar := newProgress(c.stderr, "backup verify", c.onTerminal())
-	report, err := t.Verify(c.ctx, id, repo.VerifyOptions{Level: level, Progress: bar.update})
-	bar.finish()
-	for _, damage := range report.Damage {
-		fmt.Fprintf(c.stderr, "damaged: %s\n", printable(damage.Error()))
-	}
-	if err != nil {
-		return fmt.Errorf("verify backup %s in %s: %w", ref, t.url, err)
-	}
-	return format{}.show(c.stdout, []field{
-		{"id", b.ID},
-		{"name", b.Name},
-		{"objects", report.Packs},
-		{"frames", report.Frames},
-		{"bytes", byteCount(report.Bytes)},
-	})
+	return pickBackup(all, ref, t.url)
 }
 
 func (c *call) openBackup(ref string) (*bareTarget, api.Backup, error) {

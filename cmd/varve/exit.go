@@ -98,6 +98,8 @@ func exitCode(err error) int {
 
 func reasonCode(r agent.Reason) int {
 	switch r {
+	case agent.Invalid:
+		return exitUsage
 	case agent.NotFound:
 		return exitNotFound
 	case agent.Ambiguous, agent.Conflict, agent.InUse, agent.TooLarge:

@@ -80,12 +80,13 @@ func (p *program) app() *cli.App {
 		UsageText: "varve [global flags] NOUN VERB [arguments and flags, in any order]",
 		Version:   version(),
 		Description: "The daemon (varve serve) owns a state folder with its volumes; all other commands talk to it. " +
-			"With --target URL, backup list, show, diff, restore, verify, target show, target key and mount work on the target itself, without a daemon.\n\n" +
+			"With --target URL, backup list, show, diff, restore and verify, target show, usage, verify, prune and key, and mount work on the target itself, without a daemon. " +
+			"With --target NAME the commands on backups look in that target of the daemon only.\n\n" +
 			exitCodeHelp,
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "state", EnvVars: []string{"VARVE_STATE"}, DefaultText: defaultState(p.getenv),
 				Usage: "the daemon's state `FOLDER`"},
-			&cli.StringFlag{Name: "target", Usage: "`URL` of a backup target to work on without a daemon"},
+			&cli.StringFlag{Name: "target", Usage: "`URL` of a backup target to work on without a daemon, or the name of one of the daemon's"},
 			&cli.StringFlag{Name: "passphrase-file", Usage: "`FILE` with the passphrase or recovery key of a target; VARVE_PASSPHRASE is the other way"},
 			&cli.StringFlag{Name: "key-file", Usage: "`FILE` of random bytes that opens a target, instead of a passphrase"},
 			&cli.StringFlag{Name: "credentials", Usage: "`FILE` of NAME=VALUE lines (OS_…, ST_…, AWS_…) that override the environment"},
@@ -189,7 +190,9 @@ func (p *program) verb(name, args, usage string, flags []cli.Flag, run func(*cal
 		ArgsUsage:       args,
 		Flags:           flags,
 		HideHelpCommand: true,
-		OnUsageError:    func(c *cli.Context, err error, _ bool) error { return usagef("%s: %v", commandName(c), err) },
+		CustomHelpTemplate: cli.CommandHelpTemplate + "\nGLOBAL OPTIONS:\n" +
+			"   --state, --target, --passphrase-file, --key-file, --credentials and --cloud may stand here too; see \"varve --help\"\n",
+		OnUsageError: func(c *cli.Context, err error, _ bool) error { return usagef("%s: %v", commandName(c), err) },
 		Action: func(c *cli.Context) error {
 			if err := checkArgs(args, c.Args().Slice()); err != nil {
 				return usagef("%s: %v; usage: %s", commandName(c), err, strings.TrimSpace(c.Command.HelpName+" "+args))
@@ -218,16 +221,21 @@ func commandName(c *cli.Context) string {
 	return strings.TrimPrefix(c.Command.HelpName, c.App.Name+" ")
 }
 
-// state is the absolute path of the state folder: what the program's flag
-// says, not one of the command with that name.
-func (c *call) state() (string, error) {
+// global is the value of a flag of the program, not of one of the command with
+// that name.
+func (c *call) global(name string) string {
 	outer := c.Context
 	for _, ctx := range c.Lineage() {
 		if ctx.Command != nil { // The last one holds no flags, only a context.Context.
 			outer = ctx
 		}
 	}
-	dir := outer.String("state")
+	return outer.String(name)
+}
+
+// state is the absolute path of the state folder.
+func (c *call) state() (string, error) {
+	dir := c.global("state")
 	if dir == "" {
 		dir = defaultState(c.getenv)
 	}
@@ -241,11 +249,16 @@ func (c *call) state() (string, error) {
 	return abs, nil
 }
 
-// client is the way to the daemon.
+// client is the way to the daemon for commands that have no use for --target.
 func (c *call) client() (*api.Client, error) {
-	if direct := c.directURL(); direct != "" {
-		return nil, usagef("%s: works through the daemon and not on a target: leave out --target %s", commandName(c.Context), direct)
+	if target := c.global("target"); target != "" {
+		return nil, c.needsDaemon(target)
 	}
+	return c.backupClient()
+}
+
+// daemonClient is the way to the daemon.
+func (c *call) daemonClient() (*api.Client, error) {
 	dir, err := c.state()
 	if err != nil {
 		return nil, err
@@ -253,11 +266,20 @@ func (c *call) client() (*api.Client, error) {
 	return api.NewClient(filepath.Join(dir, api.SocketName)), nil
 }
 
+func (c *call) needsDaemon(target string) error {
+	if strings.Contains(target, ":") {
+		return usagef("%s: works through the daemon and not on a target: leave out --target %s", commandName(c.Context), target)
+	}
+	return usagef("%s: --target chooses among backups, and means nothing here: leave out --target %s", commandName(c.Context), target)
+}
+
 // directURL is the URL of --target, if it is one: with a name it only chooses
 // among the daemon's targets.
 func (c *call) directURL() string {
-	if t := c.String("target"); strings.Contains(t, ":") {
-		return t
+	for _, target := range []string{c.global("target"), c.String("target")} {
+		if strings.Contains(target, ":") {
+			return target
+		}
 	}
 	return ""
 }

@@ -38,7 +38,7 @@ func (c *call) operationList() error {
 	}
 	var rows []row
 	for _, o := range all {
-		rows = append(rows, row{o.ID, o.Kind, o.SubjectID, o.State, share(o.DoneBytes, o.TotalBytes), formatTime(o.StartedAt.Time)})
+		rows = append(rows, row{o.ID, o.Kind, o.SubjectID, o.State, operationShare(o), formatTime(o.StartedAt.Time)})
 	}
 	return out.list(c.stdout, []string{"ID", "Kind", "Subject", "State", "Progress", "Started at"}, rows)
 }
@@ -77,7 +77,8 @@ func (c *call) operationShow() error {
 		{"note", orNone(o.Note)},
 		{"waits_for", orNone(o.WaitsFor)},
 		{"full_speed", o.FullSpeed},
-		{"progress", share(o.DoneBytes, o.TotalBytes)},
+		{"progress", operationShare(o)},
+		{"reason", orNone(o.Reason)},
 		{"done_bytes", byteCount(o.DoneBytes)},
 		{"total_bytes", byteCount(o.TotalBytes)},
 		{"started_at", formatTime(o.StartedAt.Time)},
@@ -185,10 +186,11 @@ func outcome(o api.Operation) error {
 		return fmt.Errorf("%s: canceled", o.Kind)
 	}
 	err := fmt.Errorf("%s: %s", o.Kind, text(o.Error, "it ended as "+o.State))
+	reason := agent.Reason(text(o.Reason, string(agent.Internal)))
 	if o.Damage > 0 {
-		return &agent.Error{Reason: agent.Corrupt, Message: err.Error()}
+		reason = agent.Corrupt
 	}
-	return err
+	return &agent.Error{Reason: reason, Message: err.Error()}
 }
 
 // each tries an act on every argument, tells what failed, and ends with how
@@ -233,6 +235,15 @@ func text(s *string, other string) string {
 		return other
 	}
 	return *s
+}
+
+// operationShare is how much of an operation is done, in percent: all of one
+// that has succeeded, also where there were no bytes to count.
+func operationShare(o api.Operation) any {
+	if o.State == "succeeded" {
+		return share(1, 1)
+	}
+	return share(o.DoneBytes, o.TotalBytes)
 }
 
 // share is done of total in percent, or nil (None) while total is not known.

@@ -17,6 +17,13 @@ func (c *call) resetState(kind string) error {
 	if state != "available" && state != "error" {
 		return usagef("%s reset-state: --state is available or error, not %q", kind, state)
 	}
+	if kind == "backup" {
+		client, err := c.backupClient()
+		if err != nil {
+			return err
+		}
+		return c.eachBackup(client, "reset", func(ref string) error { return client.ResetState(c.ctx, kind, ref, state) })
+	}
 	client, err := c.client()
 	if err != nil {
 		return err

@@ -10,15 +10,18 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/agent"
+	"varve/agent/api"
 	"varve/agent/repo"
 	"varve/layers"
+	"varve/nbd"
 )
 
-// directRestore writes a backup as a sparse raw image to the file at path.
-// The image comes into being under another name beside it and gets its own
-// when it is whole and durable, so that path never holds half of one.
-func (c *call) directRestore(ref, path string) error {
-	if err := checkDestination("restore", path, c.Bool("force")); err != nil {
+// directRestore writes a backup to a raw or qcow2 file, to stdout, or over an NBD
+// export. A file comes into being under another name beside its own and gets
+// that when it is whole and durable, so that the name never holds half of one.
+func (c *call) directRestore(ref, to string) error {
+	out := &imageOut{call: c, act: "backup restore", to: to}
+	if err := out.check(); err != nil {
 		return err
 	}
 	t, b, err := c.openBackup(ref)
@@ -26,30 +29,37 @@ func (c *call) directRestore(ref, path string) error {
 		return err
 	}
 	defer t.Close()
+	if err := t.restore(b, out); err != nil {
+		return fmt.Errorf("restore backup %s to %s: %w", ref, to, err)
+	}
+	fmt.Fprintf(out.said(), "restored backup %s (%s, volume %s) to %s, %d bytes\n", b.Name, b.ID, b.VolumeName, to, b.SizeBytes)
+	return nil
+}
+
+// restore reads a backup in the order of its packs, where the destination can
+// take it so.
+func (t *bareTarget) restore(b api.Backup, out *imageOut) error {
 	id, err := layers.ParseID(b.ID)
 	if err != nil {
 		return err
 	}
-	image, err := newImage(path, b.SizeBytes)
+	inOrderOfPacks := func(to repo.Writer, blank bool) error {
+		bar := newProgress(out.stderr, out.act, out.onTerminal())
+		defer bar.finish()
+		return t.Restore(out.ctx, id, to, repo.RestoreOptions{Blank: blank, Progress: bar.update})
+	}
+	switch {
+	case nbd.IsURI(out.to):
+		return out.export(b.SizeBytes, func(to sink) error { return inOrderOfPacks(to, false) })
+	case out.to != "-" && !out.qcow2():
+		return out.file(b.SizeBytes, b.SizeBytes, func(image *image) error { return inOrderOfPacks(image, true) })
+	}
+	from, err := t.Layer(out.ctx, id)
 	if err != nil {
-		return fmt.Errorf("restore backup %s to %s: %w", ref, path, err)
+		return err
 	}
-	defer image.abandon()
-
-	bar := newProgress(c.stderr, "backup restore", c.onTerminal())
-	err = t.Restore(c.ctx, id, image, repo.RestoreOptions{Blank: true, Progress: bar.update})
-	bar.finish()
-	if err == nil {
-		err = image.finish(c.Bool("force"))
-	}
-	if errors.Is(err, unix.ENOSPC) {
-		err = fmt.Errorf("%w: the image needs up to %s on the file system of %s", err, formatBytes(b.SizeBytes), filepath.Dir(path))
-	}
-	if err != nil {
-		return fmt.Errorf("restore backup %s to %s: %w; %s is as it was before", ref, path, err, path)
-	}
-	fmt.Fprintf(c.stdout, "restored backup %s (%s, volume %s) to %s, %d bytes\n", b.Name, b.ID, b.VolumeName, path, b.SizeBytes)
-	return nil
+	defer from.Close()
+	return out.write(from)
 }
 
 // checkDestination refuses what a restore or an export would destroy. It looks
@@ -67,7 +77,7 @@ func checkDestination(act, path string, force bool) error {
 	case err != nil:
 		return fmt.Errorf("%s to %s: %w", act, path, err)
 	case !info.Mode().IsRegular():
-		return usagef("%s to %s: it is not a regular file; %s to a file and copy that with dd or nbdcopy", act, path, act)
+		return usagef("%s to %s: it is not a regular file; for a disk: varve %s … - | dd of=%s bs=4M", act, path, act, path)
 	case !force:
 		return &agent.Error{Reason: agent.Conflict, Message: fmt.Sprintf("%s to %s: it exists; --force overwrites it", act, path)}
 	}

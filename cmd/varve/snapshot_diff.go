@@ -63,6 +63,10 @@ func (c *call) printDiff(out format, extents iter.Seq2[api.Extent, error]) (err 
 	if out.kind != "value" {
 		err = out.list(c.stdout, columns, rows)
 	}
-	fmt.Fprintf(c.stderr, "%d extents: %s of data, %s of zeros\n", count, formatBytes(total["data"]), formatBytes(total["zero"]))
+	things := "extents"
+	if count == 1 {
+		things = "extent"
+	}
+	fmt.Fprintf(c.stderr, "%d %s: %s of data, %s of zeros\n", count, things, formatBytes(total["data"]), formatBytes(total["zero"]))
 	return err
 }

@@ -3,6 +3,7 @@ package main
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -43,11 +44,15 @@ func (c *call) targetSet() error {
 	if err != nil {
 		return err
 	}
+	login := c.Bool("login") || c.IsSet("credentials") || c.IsSet("cloud")
+	if !login && !slices.ContainsFunc(targetFlags(), func(f cli.Flag) bool { return c.IsSet(f.Names()[0]) }) {
+		return usagef("target set: nothing to set: name a setting, such as --max-upload 10M, or --login; \"target show\" tells what is set")
+	}
 	client, err := c.client()
 	if err != nil {
 		return err
 	}
-	if c.Bool("login") || c.IsSet("credentials") || c.IsSet("cloud") {
+	if login {
 		t, err := client.Target(c.ctx, c.args[0])
 		if err != nil {
 			return err

@@ -141,8 +141,7 @@ func (c *call) directTargetVerify(out format, n api.NewTargetVerify) error {
 	if listed := listDamage(out, c, describeFindings(report)); listed != nil {
 		return listed
 	}
-	fmt.Fprintf(c.stderr, "target verify: %d backups need %d packs; %d leaves of maps, %d frames and %d packs were read\n",
-		report.Backups, report.Packs, report.Leaves, report.Frames, report.Read)
+	fmt.Fprintf(c.stderr, "target verify: %s\n", agent.AuditNote(level, report, time.Time{}))
 	if err != nil {
 		return fmt.Errorf("target %s: %w", t.url, err)
 	}

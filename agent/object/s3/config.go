@@ -46,11 +46,11 @@ func readSettings(ctx context.Context, u object.URL, env map[string]string) (set
 	}
 	switch key, secret := out.credentials.AccessKeyID, out.credentials.SecretAccessKey; {
 	case key == "" && secret == "":
-		return settings{}, errors.New("no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE")
+		return settings{}, &refusal{"no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or AWS_PROFILE"}
 	case key == "":
-		return settings{}, errors.New("AWS_ACCESS_KEY_ID is missing, and AWS_SECRET_ACCESS_KEY is set")
+		return settings{}, &refusal{"AWS_ACCESS_KEY_ID is missing, and AWS_SECRET_ACCESS_KEY is set"}
 	case secret == "":
-		return settings{}, errors.New("AWS_SECRET_ACCESS_KEY is missing, and AWS_ACCESS_KEY_ID is set")
+		return settings{}, &refusal{"AWS_SECRET_ACCESS_KEY is missing, and AWS_ACCESS_KEY_ID is set"}
 	}
 	if out.endpoint != "" {
 		e, err := url.Parse(out.endpoint)

@@ -118,7 +118,7 @@ func (s *store) explain(op string, a answer) error {
 	case slices.Contains(fullCodes, a.code), a.status == http.StatusInsufficientStorage:
 		return object.Full("the server answers " + a.String())
 	case slices.Contains(refusedCodes, a.code), a.status == http.StatusUnauthorized, a.status == http.StatusForbidden:
-		return &refusal{"the server forbids it: " + a.String()}
+		return &refusal{"the server forbids it: " + a.String() + a.hint()}
 	case a.status >= 300 && a.status < 400:
 		region := a.header.Get("X-Amz-Bucket-Region")
 		if region == "" {
@@ -127,6 +127,17 @@ func (s *store) explain(op string, a answer) error {
 		return fmt.Errorf("the bucket is in region %s; add region=%s to the target", region, region)
 	}
 	return errors.New("the server answers " + a.String())
+}
+
+// credentialCodes are the refusals that other credentials would end.
+var credentialCodes = []string{"InvalidAccessKeyId", "SignatureDoesNotMatch", "ExpiredToken", "InvalidToken"}
+
+// hint says what to look at after a refusal.
+func (a answer) hint() string {
+	if slices.Contains(credentialCodes, a.code) {
+		return "; look at AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_SESSION_TOKEN"
+	}
+	return ""
 }
 
 // String is the answer in one short line, whatever the server wrote.

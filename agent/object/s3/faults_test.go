@@ -63,9 +63,9 @@ func TestOpenErrors(t *testing.T) {
 		hint    string
 		refused bool // is fs.ErrPermission
 	}{
-		{"nothing", bucket(server.URL), nil, "set AWS_ACCESS_KEY_ID", false},
-		{"no secret", bucket(server.URL), with(env, "AWS_SECRET_ACCESS_KEY", ""), "AWS_SECRET_ACCESS_KEY is missing", false},
-		{"no key", bucket(server.URL), with(env, "AWS_ACCESS_KEY_ID", ""), "AWS_ACCESS_KEY_ID is missing", false},
+		{"nothing", bucket(server.URL), nil, "set AWS_ACCESS_KEY_ID", true},
+		{"no secret", bucket(server.URL), with(env, "AWS_SECRET_ACCESS_KEY", ""), "AWS_SECRET_ACCESS_KEY is missing", true},
+		{"no key", bucket(server.URL), with(env, "AWS_ACCESS_KEY_ID", ""), "AWS_ACCESS_KEY_ID is missing", true},
 		{"wrong secret", bucket(server.URL), with(env, "AWS_SECRET_ACCESS_KEY", secret), "SignatureDoesNotMatch", true},
 		{"unknown key", bucket(server.URL), with(env, "AWS_ACCESS_KEY_ID", "nobody"), "InvalidAccessKeyId", true},
 		{"no region", bucket(""), with(env, "AWS_REGION", ""), "AWS_REGION", false},

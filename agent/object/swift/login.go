@@ -189,7 +189,7 @@ func readEnv(env map[string]string) (config, error) {
 		wanted = cmp.Or(get("ST_AUTH_VERSION"), "1")
 	}
 	if base.AuthUrl == "" {
-		return config{}, errors.New("no credentials; " + variables)
+		return config{}, &refusal{"no credentials; " + variables}
 	}
 	if err := setVersion(&base, wanted); err != nil {
 		return config{}, err
@@ -255,7 +255,7 @@ func complete(c *swift.Connection) error {
 	if c.ApplicationCredentialId != "" || c.ApplicationCredentialName != "" {
 		switch {
 		case c.ApplicationCredentialSecret == "":
-			return errors.New("OS_APPLICATION_CREDENTIAL_SECRET is missing")
+			return &refusal{"OS_APPLICATION_CREDENTIAL_SECRET is missing"}
 		case c.AuthVersion != 3:
 			return fmt.Errorf("application credentials need version 3 of the log-in, and OS_AUTH_URL or OS_IDENTITY_API_VERSION says %d", c.AuthVersion)
 		case c.ApplicationCredentialId == "" && c.UserId == "" && c.UserName == "":
@@ -267,7 +267,7 @@ func complete(c *swift.Connection) error {
 		return nil
 	}
 	if c.Token == "" && (c.UserName == "" && c.UserId == "" || c.ApiKey == "") {
-		return errors.New("the user or the password is missing; " + variables)
+		return &refusal{"the user or the password is missing; " + variables}
 	}
 	switch {
 	case c.Token != "" && c.AuthVersion != 3:
@@ -276,7 +276,7 @@ func complete(c *swift.Connection) error {
 		return nil
 	}
 	if c.Tenant == "" && c.TenantId == "" && c.TrustId == "" {
-		return errors.New("the project is missing; set OS_PROJECT_NAME or OS_PROJECT_ID")
+		return &refusal{"the project is missing; set OS_PROJECT_NAME or OS_PROJECT_ID"}
 	}
 	if c.Token == "" && c.UserId == "" && c.Domain == "" && c.DomainId == "" {
 		c.DomainId = "default"

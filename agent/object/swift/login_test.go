@@ -67,14 +67,14 @@ func TestLoginErrors(t *testing.T) {
 		hint    string
 		refused bool // is fs.ErrPermission
 	}{
-		{"nothing", nil, "set OS_AUTH_URL", false},
+		{"nothing", nil, "set OS_AUTH_URL", true},
 		{"wrong password", with(password, "OS_PASSWORD", secret), "OS_PASSWORD", true},
 		{"wrong project", with(password, "OS_PROJECT_NAME", "nope"), "OS_PROJECT_NAME", true},
 		{"wrong secret", with(application, "OS_APPLICATION_CREDENTIAL_SECRET", secret), "refused", true},
 		{"wrong key, version 1", with(first, "ST_KEY", secret), "ST_KEY", true},
-		{"no password", with(password, "OS_PASSWORD", ""), "password is missing", false},
-		{"no project", with(password, "OS_PROJECT_NAME", ""), "OS_PROJECT_NAME", false},
-		{"no secret", with(application, "OS_APPLICATION_CREDENTIAL_SECRET", ""), "OS_APPLICATION_CREDENTIAL_SECRET is missing", false},
+		{"no password", with(password, "OS_PASSWORD", ""), "password is missing", true},
+		{"no project", with(password, "OS_PROJECT_NAME", ""), "OS_PROJECT_NAME", true},
+		{"no secret", with(application, "OS_APPLICATION_CREDENTIAL_SECRET", ""), "OS_APPLICATION_CREDENTIAL_SECRET is missing", true},
 		{"application credential by name alone", with(application, "OS_APPLICATION_CREDENTIAL_ID", "", "OS_APPLICATION_CREDENTIAL_NAME", "x"), "OS_USER_ID", false},
 		{"other region", with(password, "OS_REGION_NAME", "Mars"), "region Mars", false},
 		{"no log-in there", with(password, "OS_AUTH_URL", server.URL+"/nowhere/v3"), "no log-in at this address", false},
