@@ -74,7 +74,7 @@ func TestFullSpeed(t *testing.T) {
 	write(t, a, "v", 1, 0, mib)
 	backUp(t, a, NewBackup{Volume: "v", Name: "b"})
 
-	// The first piece of a restore is alone.
+	// A pruning begins with the put of its session, and with nothing beside it.
 	asked, answered := make(chan struct{}), make(chan struct{})
 	var once sync.Once
 	var turns atomic.Int64
@@ -86,11 +86,8 @@ func TestFullSpeed(t *testing.T) {
 		})
 		return func() {}, nil
 	}
-	reached := w.store(url("t1")).waitAt("get", 2)
-	_, op, err := a.RestoreBackup(t.Context(), "b", RestoreRequest{Name: "copy"})
-	if err != nil {
-		t.Fatal(err)
-	}
+	reached := w.store(url("t1")).waitAt("list", 1)
+	op := must(a.PruneTarget(t.Context(), "t1", Prune{}))(t)
 	<-asked
 	if op = must(a.SetFullSpeed(t.Context(), op.ID, true))(t); !op.FullSpeed {
 		t.Errorf("operation: %+v", op)
@@ -108,6 +105,6 @@ func TestFullSpeed(t *testing.T) {
 	if last := succeed(t, a, op); !last.FullSpeed {
 		t.Errorf("under the next daemon: %+v", last)
 	}
-	_, err = a.SetFullSpeed(t.Context(), op.ID, false)
+	_, err := a.SetFullSpeed(t.Context(), op.ID, false)
 	wantError(t, err, Conflict, "ended already")
 }
