@@ -26,6 +26,11 @@ type sharedLeaf struct {
 // on all their leaves.
 func (a *audit) checkVolume(ctx context.Context, volume int32, roots []listedRoot) error {
 	leaves := make(map[sectionKey]sharedLeaf)
+	if _, err := a.repo.loadMoves(ctx, roots[0].name.volume); err != nil {
+		if _, err = a.note(err); err != nil {
+			return err
+		}
+	}
 	for _, listed := range roots {
 		root, err := a.readRoot(ctx, listed)
 		if err != nil {
@@ -34,15 +39,13 @@ func (a *audit) checkVolume(ctx context.Context, volume int32, roots []listedRoo
 		if root == nil {
 			continue
 		}
-		for _, p := range root.spans.packs {
-			a.need(volume, packID{p.where, p.id}, p.key, p.size)
-		}
 		if err := a.checkInventory(ctx, volume, root); err != nil {
 			return err
 		}
 		for i := range root.spans.rows {
 			row := &root.spans.rows[i]
 			for j, ref := range row.leaves {
+				a.needLeaf(volume, &ref, sectionLeaf)
 				leaves[sectionKey{ref.pack.id, ref.number}] = sharedLeaf{ref, row.first, row.blocks, j == len(row.leaves)-1}
 			}
 		}
@@ -50,29 +53,29 @@ func (a *audit) checkVolume(ctx context.Context, volume int32, roots []listedRoo
 	if a.options.Level < Map {
 		return nil
 	}
-	if err := a.checkLeaves(ctx, volume, roots[0].name.volume, slices.Collect(maps.Values(leaves))); err != nil {
-		return err
-	}
-	return a.needMoved(ctx, volume, roots[0].name.volume)
+	return a.checkLeaves(ctx, volume, roots[0].name.volume, slices.Collect(maps.Values(leaves)))
 }
 
-// needMoved adds the packs that relocations lead to from packs that are needed.
-func (a *audit) needMoved(ctx context.Context, volume int32, id layers.ID) error {
-	hops, err := a.repo.hops(ctx, id)
-	if err != nil {
-		return err
+// needLeaf remembers that a volume needs the pack in which a section is that a
+// root names.
+func (a *audit) needLeaf(volume int32, ref *leafRef, kind sectionKind) {
+	size, written := int64(0), ref.place(kind)
+	at := a.repo.placeOf(written)
+	if at == written {
+		size = ref.pack.size
 	}
-	for more := true; more; {
-		more = false
-		for _, h := range hops {
-			_, from := a.index[packID{inData, h.from}]
-			if _, to := a.index[packID{inData, h.to.id}]; from && !to {
-				a.need(volume, packID{inData, h.to.id}, h.to.key, 0)
-				more = true
-			}
+	a.need(volume, packID{at.where, at.pack.id}, at.pack.key, size)
+}
+
+// classOf is how much was moved of a pack; notMoved.
+func (a *audit) classOf(pack objectID, volume layers.ID) movedClass {
+	class := notMoved
+	for _, o := range a.repo.moves.known(volume) {
+		if i, ok := o.at(pack); ok {
+			class = max(class, o.packs[i].class)
 		}
 	}
-	return nil
+	return class
 }
 
 // readRoot is nil for a root that is damaged, or deleted since it was listed.
@@ -105,7 +108,12 @@ func (a *audit) checkInventory(ctx context.Context, volume int32, root *root) er
 	if err != nil {
 		return a.noteIn(packID{ref.pack.where, ref.pack.id}, err)
 	}
+	a.needLeaf(volume, ref, sectionInventory)
 	for _, p := range packs {
+		// Of a pack that something was moved from, leaves say what is needed.
+		if class := a.classOf(p.id, ref.pack.key.volume); class >= movedNeeded || class > notMoved && a.options.Level >= Map {
+			continue
+		}
 		// What is in the inventory is sealed with the key of the root's own leaves.
 		a.need(volume, packID{p.where, p.id}, ref.pack.key, p.size)
 	}
@@ -201,6 +209,11 @@ func (a *audit) checkSpan(ctx context.Context, volume int32, id layers.ID, leave
 			a.report.Leaves++
 			for _, f := range l.frames {
 				ref := l.packs[f.pack]
+				if to, ok := firstPlace(a.repo.moves.known(ref.key.volume), sectionKey{ref.id, f.number}); ok {
+					p := a.need(volume, packID{to.where, to.pack.id}, to.pack.key, 0)
+					p.least = max(p.least, to.off+int64(to.stored)+tagSize+footerSize)
+					continue
+				}
 				f.pack = 0
 				frames[ref] = append(frames[ref], f)
 			}

@@ -207,8 +207,12 @@ func (a *audit) noteSection(ctx context.Context, p *auditPack, number uint32, ki
 		return nil
 	}
 	err = damaged(p.name(), off, fmt.Errorf("section %d: %w", number, err))
-	if _, _, err = a.repo.openMoved(ctx, a.keys[p.key].volume, sectionKey{p.id, number}, kind, err); err == nil {
-		return nil
+	for _, o := range a.repo.moves.known(a.keys[p.key].volume) {
+		if to, ok := o.find(sectionKey{p.id, number}); ok && to.kind == kind {
+			if _, other := a.repo.openPlace(ctx, &to); other == nil {
+				return nil
+			}
+		}
 	}
 	return a.noteIn(p.packID, err)
 }

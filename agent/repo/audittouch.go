@@ -188,15 +188,14 @@ func (a *audit) trace(ctx context.Context) error {
 // settle leaves out the findings that are made good: damage of packs all of
 // whose frames are elsewhere too. What this audit repaired is told as such.
 func (a *audit) settle() {
-	stays, moved := make(map[string]bool), make(map[string]bool) // packs with needed frames that are nowhere else, or are
+	stays := make(map[string]bool) // packs with needed frames that are nowhere else
 	for _, n := range a.needed {
 		name := packName(inData, n.pack.id)
 		stays[name] = stays[name] || !n.moved
-		moved[name] = moved[name] || n.moved
 	}
 	var left, repaired []Finding
 	for _, f := range a.report.Findings {
-		superseded := moved[f.Object] && !stays[f.Object] || a.repaired[damagePlace{f.Object, f.Offset}]
+		superseded := a.movedFrom(f.Object) && !stays[f.Object] || a.repaired[damagePlace{f.Object, f.Offset}]
 		switch {
 		case len(f.Backups) > 0 || !superseded:
 			left = append(left, f)
@@ -208,6 +207,13 @@ func (a *audit) settle() {
 		a.report.Count--
 	}
 	a.report.Findings = append(left, repaired...)
+}
+
+// movedFrom reports whether something of a pack is elsewhere too.
+func (a *audit) movedFrom(object string) bool {
+	id, ok := packOf(object)
+	i, known := a.index[id]
+	return ok && known && a.classOf(id.id, a.keys[a.packs[i].key].volume) >= movedSome
 }
 
 // A rowDamage is what is lost of one row, by finding, and the frames that it
@@ -279,7 +285,7 @@ func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (*rowD
 		return damage, nil
 	}
 	var frames []wanted
-	for _, w := range l.wantedOf(l.first, l.first+l.blocks) {
+	for _, w := range a.repo.placed(l.wantedOf(l.first, l.first+l.blocks)) {
 		if !a.flagged[packID{inData, w.pack.id}] {
 			continue
 		}
@@ -325,11 +331,11 @@ func (a *audit) needFrame(ctx context.Context, volume layers.ID, w *wanted) (*ne
 		if len(a.needed) == healMax {
 			return nil, nil
 		}
-		places, err := a.repo.movedTo(ctx, w.pack.key.volume, key)
+		moved, err := a.repo.elsewhere(ctx, w)
 		if err != nil {
 			return nil, err
 		}
-		n = &neededFrame{pack: w.pack, frame: w.frame, volume: volume, moved: len(places) > 0}
+		n = &neededFrame{pack: w.pack, frame: w.frame, name: w.name(), volume: volume, moved: moved}
 		for i := range n.blocks {
 			n.blocks[i] = -1
 		}

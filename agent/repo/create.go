@@ -199,6 +199,7 @@ func (w *writer) follow(other rootName) {
 
 // readParent takes over the map of the parent.
 func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
+	w.repo.loadMoves(ctx, listed.name.volume) // whoever misses a leaf looks again
 	parent, err := w.repo.readRoot(ctx, listed)
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: make a full backup: %w", ErrParentGone, err)

@@ -22,9 +22,44 @@ const (
 // A wanted frame is one that somebody needs, with the blocks of it that are
 // needed.
 type wanted struct {
-	pack   packRef
-	frame  frameRef
-	pieces []piece
+	pack    packRef
+	frame   frameRef
+	pieces  []piece
+	written *sectionPlace // where it was written first, if it is not there any more
+}
+
+// name is what maps call the frame.
+func (w *wanted) name() sectionKey {
+	if w.written != nil {
+		return sectionKey{w.written.pack.id, w.written.number}
+	}
+	return sectionKey{w.pack.id, w.frame.number}
+}
+
+func (w *wanted) place() sectionPlace {
+	f := &w.frame
+	return sectionPlace{pack: w.pack, number: f.number, off: f.off, stored: f.stored, kind: sectionFrame, blocks: f.blocks, zstd: f.zstd}
+}
+
+// placed turns frames as maps name them into frames as they lie, as far as is
+// known. It changes them in place.
+func (r *Repo) placed(frames []wanted) []wanted {
+	var volume layers.ID
+	var objects []*moveObject
+	for i := range frames {
+		w := &frames[i]
+		if of := w.pack.key.volume; i == 0 || of != volume {
+			volume, objects = of, r.moves.known(of)
+		}
+		if len(objects) == 0 || w.written != nil {
+			continue
+		}
+		if to, ok := firstPlace(objects, w.name()); ok && to.kind == sectionFrame && to.blocks == w.frame.blocks {
+			written := w.place()
+			w.written, w.pack, w.frame = &written, to.pack, to.frameRef()
+		}
+	}
+	return frames
 }
 
 // A group is a range of one pack that is fetched with one request.
@@ -101,20 +136,22 @@ func (r *Repo) openGroup(ctx context.Context, g *group, s *sealer, buf, plain []
 	return nil
 }
 
-// fetchMoved reads a frame where a relocation says that it is too. Without one
-// it returns err, why it cannot be read where it was written.
+// fetchMoved reads a frame at another place. Without one it returns err, why it
+// cannot be read where it should be.
 func (r *Repo) fetchMoved(ctx context.Context, w *wanted, plain []byte, err error) ([]byte, error) {
-	to, text, err := r.openMoved(ctx, w.pack.key.volume, sectionKey{w.pack.id, w.frame.number}, sectionFrame, err)
+	tried := w.place()
+	written := tried
+	if w.written != nil {
+		written = *w.written
+	}
+	to, text, err := r.openMoved(ctx, w.name(), written, tried, err)
 	if err != nil {
 		return nil, err
 	}
-	f := frameRef{number: to.number, off: to.off, stored: to.stored, blocks: to.blocks, zstd: to.zstd}
+	f := to.frameRef()
 	blocks, err := f.expand(text, plain)
-	if err == nil && to.blocks != w.frame.blocks {
-		err = fmt.Errorf("%d blocks, expected %d", to.blocks, w.frame.blocks)
-	}
 	if err != nil {
-		return nil, damaged(packName(inData, to.pack.id), to.off, fmt.Errorf("frame %d: %w", to.number, err))
+		return nil, damaged(packName(to.where, to.pack.id), to.off, fmt.Errorf("frame %d: %w", to.number, err))
 	}
 	return blocks, nil
 }
@@ -189,22 +226,33 @@ func (r *Repo) readOneLeaf(ctx context.Context, volume layers.ID, ref *leafRef, 
 
 // readSection reads and opens a section that a root names.
 func (r *Repo) readSection(ctx context.Context, ref *leafRef, kind sectionKind) ([]byte, error) {
-	name := ref.pack.name()
-	key, err := r.volumeKey(ctx, ref.pack.key)
-	b := make([]byte, ref.stored)
-	if err == nil {
-		err = r.readRange(ctx, name, b, ref.off)
+	written := ref.place(kind)
+	at := r.placeOf(written)
+	text, err := r.openPlace(ctx, &at)
+	if err != nil {
+		_, text, err = r.openMoved(ctx, ref.name(), written, at, err)
 	}
-	if err == nil {
-		text, err := key.sealer(ref.pack.id).open(b, kind, ref.number, nil)
-		if err == nil {
-			return text, nil
-		}
-		_, text, err = r.openMoved(ctx, ref.pack.key.volume, sectionKey{ref.pack.id, ref.number}, kind, damaged(name, ref.off, err))
-		return text, err
-	}
-	_, text, err := r.openMoved(ctx, ref.pack.key.volume, sectionKey{ref.pack.id, ref.number}, kind, err)
 	return text, err
+}
+
+// place is where a section was written that a root names.
+func (l *leafRef) place(kind sectionKind) sectionPlace {
+	return sectionPlace{
+		pack: packRef{l.pack.id, l.pack.key}, where: l.pack.where,
+		number: l.number, off: l.off, stored: l.stored, kind: kind, zstd: true,
+	}
+}
+
+// name is what roots call the section.
+func (l *leafRef) name() sectionKey { return sectionKey{l.pack.id, l.number} }
+
+// placeOf is where a section is, as far as is known.
+func (r *Repo) placeOf(written sectionPlace) sectionPlace {
+	name := sectionKey{written.pack.id, written.number}
+	if to, ok := firstPlace(r.moves.known(written.pack.key.volume), name); ok && to.kind == written.kind && to.blocks == written.blocks {
+		return to
+	}
+	return written
 }
 
 // wantedOf lists the frames of the pieces that overlap [first, end).

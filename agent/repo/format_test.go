@@ -107,12 +107,12 @@ func forms() []form {
 			}
 			return appendTrailer(nil, backup, sections), nil
 		}, 0, 1, false},
-		{"relocations", appendRelocations(nil, fixedID, exampleRelocations()), func(b []byte) ([]byte, error) {
-			rows, err := parseRelocations(b, fixedID)
+		{"relocations", exampleRelocations().append(nil, fixedID), func(b []byte) ([]byte, error) {
+			l, err := parseRelocations(b, fixedID)
 			if err != nil {
 				return nil, err
 			}
-			return appendRelocations(nil, fixedID, rows), nil
+			return l.append(nil, fixedID), nil
 		}, 0, 1, false},
 		{"inventory", appendInventoryText(nil, []packSize{{inData, objectID{1}, 5}, {inLeaves, objectID{2}, 1 << 33}}), func(b []byte) ([]byte, error) {
 			packs, err := parseInventory(b)
@@ -132,15 +132,24 @@ func forms() []form {
 }
 
 // exampleRelocations are rows of two packs to two others, in any order.
-func exampleRelocations() []relocation {
+func exampleRelocations() *relocations {
 	one := packRef{objectID{9}, keyRef{fixedID, 1, 7}}
 	two := packRef{objectID{8}, keyRef{otherID, 2, 8}}
-	return []relocation{
-		{sectionKey{objectID{1}, 0}, sectionPlace{one, 3, 5000, 4000, sectionFrame, 32, true}},
-		{sectionKey{objectID{1}, 1}, sectionPlace{two, 0, headerSize, 4096 + tagSize, sectionFrame, 1, false}},
-		{sectionKey{objectID{1}, 70_000}, sectionPlace{one, 0, headerSize, 99, sectionLeaf, 0, true}},
-		{sectionKey{objectID{2}, 5}, sectionPlace{two, 1, 1 << 33, 70_000, sectionFrame, 20, true}},
+	g := newRelocating()
+	for _, row := range []struct {
+		from sectionKey
+		to   sectionPlace
+	}{
+		{sectionKey{objectID{2}, 5}, sectionPlace{two, inData, 1, 1 << 24, 70_000, sectionFrame, 20, true}},
+		{sectionKey{objectID{1}, 70_000}, sectionPlace{one, inData, 0, headerSize, 99, sectionLeaf, 0, true}},
+		{sectionKey{objectID{1}, 0}, sectionPlace{one, inData, 3, 5000, 4000, sectionFrame, 32, true}},
+		{sectionKey{objectID{1}, 1}, sectionPlace{two, inData, 0, headerSize, 4096 + tagSize, sectionFrame, 1, false}},
+	} {
+		g.add(row.from, &row.to)
 	}
+	g.setClass(objectID{2}, movedAll)
+	g.setClass(objectID{1}, movedNeeded)
+	return g.build()
 }
 
 func slotAgain(b []byte) ([]byte, error) {

@@ -17,7 +17,10 @@ const portionMax = 1 << 18
 // may need it.
 type suspect struct {
 	packSize
-	modified time.Time
+	modified  time.Time
+	moved     bool    // what maps name of it is elsewhere
+	lingering bool    // and that is not known long enough
+	live      liveSet // what maps name of it, where that is gathered
 }
 
 type suspects map[objectID]*suspect
@@ -36,15 +39,18 @@ func (p *prune) packs(ctx context.Context) error {
 				continue
 			}
 			p.report.Packs.add(info.Size)
-			if o := p.owners[id.session()]; o.keeps {
+			p.noteTarget(id)
+			s := &suspect{packSize: packSize{where, id, info.Size}, modified: info.Modified}
+			if o := p.owners[id.session()]; o.keeps && !p.emptied(id, o.root.volume) {
 				if list, due := p.due[id]; due && o.running {
 					p.held[list] = true
 				}
+				p.considerOwned(s, o)
 				continue
 			}
-			portion[id] = &suspect{packSize{where, id, info.Size}, info.Modified}
+			portion[id] = s
 			p.progress(0, info.Size)
-			if len(portion) == portionMax {
+			if len(portion) == p.portionMax() {
 				if err := p.judge(ctx, portion); err != nil {
 					return err
 				}
@@ -55,23 +61,44 @@ func (p *prune) packs(ctx context.Context) error {
 	return p.judge(ctx, portion)
 }
 
+// portionMax is how many packs are judged at a time: fewer, where it is taken
+// down what is needed of each.
+func (p *prune) portionMax() int {
+	if p.repacks() {
+		return portionMax / 4
+	}
+	return portionMax
+}
+
 // judge decides about packs: what the backups that are there reach stays, what
 // was condemned a grace ago goes, the rest is condemned.
 func (p *prune) judge(ctx context.Context, packs suspects) error {
-	all := bytesOf(packs)
-	if err := p.mark(ctx, p.live, packs); err != nil {
+	all, every := bytesOf(packs), suspects(nil)
+	if p.repacks() {
+		every = maps.Clone(packs)
+	}
+	if err := p.mark(ctx, p.live, packs, p.repacks()); err != nil {
 		return err
 	}
 	p.progress(all-bytesOf(packs), 0)
+	if p.repacks() {
+		if err := p.considerAll(ctx, every, packs); err != nil {
+			return err
+		}
+	}
+	if err := p.keepUnbacked(ctx, packs); err != nil {
+		return err
+	}
 	going := make(suspects)
 	for id, s := range packs {
-		if _, due := p.due[id]; due && p.age(s.modified) >= p.options.Grace {
+		if _, due := p.due[id]; due && p.age(s.modified) >= p.options.Grace && !s.lingering {
 			going[id] = s
 		}
 	}
-	if err := p.mark(ctx, p.fading, going); err != nil {
+	if err := p.mark(ctx, p.fading, going, false); err != nil {
 		return err
 	}
+	maps.DeleteFunc(going, func(_ objectID, s *suspect) bool { return s.lingering })
 	var fresh []packSize
 	for id, s := range packs {
 		switch {
@@ -119,35 +146,6 @@ func (p *prune) removePacks(ctx context.Context, packs suspects) error {
 		}
 	}
 	return nil
-}
-
-// removeMoves removes the relocations that lead to nothing but packs which this
-// run freed.
-func (p *prune) removeMoves(ctx context.Context) error {
-	if len(p.freed) == 0 || p.options.DryRun {
-		return nil
-	}
-	var names []string
-	for info, err := range p.repo.store.List(ctx, volumesRoot) {
-		if err != nil {
-			return fmt.Errorf("list relocations: %w", err)
-		}
-		volume, _, ok := parseRelocationName(info.Name)
-		if !ok {
-			continue
-		}
-		hops, err := p.repo.hopsOf(ctx, volume, info.Name)
-		if err != nil {
-			return err
-		}
-		if len(hops) > 0 && !slices.ContainsFunc(hops, func(h hop) bool { return !p.freed[h.to.id] }) {
-			names = append(names, info.Name)
-		}
-	}
-	if len(names) == 0 {
-		return nil
-	}
-	return p.remove(ctx, names)
 }
 
 // condemn writes lists of packs, with the roots that were there.

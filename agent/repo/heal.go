@@ -31,6 +31,7 @@ const healMax = 1 << 17
 type neededFrame struct {
 	pack       packRef
 	frame      frameRef
+	name       sectionKey         // what maps call it
 	blocks     [frameBlocks]int64 // of the volume, by place in the frame; -1: nobody needs it
 	volume     layers.ID          // that needs it
 	boundaries []layers.ID        // of backups that need it
@@ -59,7 +60,7 @@ type healer struct {
 	packs   map[packID]*checkedPack // what damaged packs say of themselves; nil: nothing
 	session layers.ID
 	pack    packBuilder
-	rows    []relocation
+	rows    *relocating
 	healed  []*neededFrame
 }
 
@@ -76,7 +77,7 @@ func (a *audit) heal(ctx context.Context) error {
 		slices.SortFunc(frames, func(x, y *neededFrame) int {
 			return packID{inData, x.pack.id}.compareTo(packID{inData, y.pack.id}, x.frame.number, y.frame.number)
 		})
-		h := &healer{a: a, volume: volume, packs: make(map[packID]*checkedPack), session: layers.NewID()}
+		h := &healer{a: a, volume: volume, packs: make(map[packID]*checkedPack), session: layers.NewID(), rows: newRelocating()}
 		if err := h.run(ctx, frames); err != nil {
 			return fmt.Errorf("repair packs of volume %s: %w", volume, err)
 		}
@@ -379,7 +380,7 @@ func (h *healer) write(ctx context.Context, n *neededFrame, blocks []byte, addre
 	s := section{kind: sectionFrame, blocks: n.frame.blocks, zstd: zstd, id: sectionID(newKeyed(key.ids), blocks), runs: joined(addresses)}
 	to := sectionPlace{pack: packRef{h.pack.id, key.ref}, kind: sectionFrame, blocks: s.blocks, zstd: zstd}
 	to.number, to.off, to.stored = h.pack.add(text, s)
-	h.rows = append(h.rows, relocation{n.key(), to})
+	h.rows.add(n.name, &to)
 	h.healed = append(h.healed, n)
 	return nil
 }
@@ -406,7 +407,7 @@ func (h *healer) flush(ctx context.Context) error {
 	if err := r.store.Put(ctx, name, object); err != nil {
 		return fmt.Errorf("write pack: %w", err)
 	}
-	if _, err := r.writeRelocations(ctx, h.volume, h.session, h.rows); err != nil {
+	if _, err := r.writeRelocations(ctx, h.volume, h.session, h.rows.build(), nil); err != nil {
 		return err
 	}
 	for _, n := range h.healed {
@@ -415,7 +416,7 @@ func (h *healer) flush(ctx context.Context) error {
 		h.a.repaired[damagePlace{packName(inData, n.pack.id), wholePack}] = true
 	}
 	h.a.report.Healed += int64(len(h.healed))
-	h.rows, h.healed = nil, nil
+	h.rows, h.healed = newRelocating(), nil
 	return nil
 }
 

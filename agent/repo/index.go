@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"strings"
 	"sync"
 	"time"
 
@@ -72,15 +73,16 @@ type listing struct {
 	roots   []listedRoot // by volume, then claim epoch, then number
 	deleted map[layers.ID]bool
 	stones  []listedStone
-	holds   map[layers.ID][]string // names of the objects that protect a backup
-	newest  time.Time              // of all objects listed: the store's clock is past it
+	holds   map[layers.ID][]string     // names of the objects that protect a backup
+	moves   map[layers.ID][]listedMove // by volume
+	newest  time.Time                  // of all objects listed: the store's clock is past it
 }
 
 // list reads the names below a prefix and teaches them to the index. Names that
 // are not of this format are passed over: no backup can be behind them, and a
 // foreign object must not hide those that are there.
 func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
-	l := &listing{deleted: make(map[layers.ID]bool), holds: make(map[layers.ID][]string)}
+	l := &listing{deleted: make(map[layers.ID]bool), holds: make(map[layers.ID][]string), moves: make(map[layers.ID][]listedMove)}
 	for info, err := range r.store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list backups: %w", err)
@@ -108,6 +110,10 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 			if id, ok := name.hold(); ok {
 				l.holds[id] = append(l.holds[id], info.Name)
 			}
+		case "r":
+			if id, ok := name.relocation(); ok {
+				l.moves[name.volume] = append(l.moves[name.volume], listedMove{info.Name, id, info.Size, info.Modified})
+			}
 		case "k":
 			if ref, ok := name.key(); ok {
 				r.index.addKey(ref)
@@ -121,6 +127,11 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 	for id := range l.deleted {
 		r.index.forget(id)
 	}
+	var only layers.ID
+	if prefix != volumesRoot {
+		only, _ = layers.ParseID(strings.Trim(prefix[len(volumesRoot):], "/"))
+	}
+	r.moves.learn(l.moves, only)
 	return l, nil
 }
 

@@ -159,7 +159,7 @@ func (r *Repo) request(frames []wanted) []awaited {
 	var missing []wanted
 	claimed := make(map[sectionKey]*slotEntry)
 	for _, w := range frames {
-		key := sectionKey{w.pack.id, w.frame.number}
+		key := w.name()
 		entry, mine := r.cache.claim(key)
 		need = append(need, awaited{entry, w.pieces})
 		if mine {
@@ -167,7 +167,7 @@ func (r *Repo) request(frames []wanted) []awaited {
 			missing = append(missing, w)
 		}
 	}
-	for _, g := range groups(missing) {
+	for _, g := range groups(r.placed(missing)) {
 		go r.fill(g, claimed)
 	}
 	return need
@@ -179,7 +179,7 @@ const fetchesMax = 12
 
 // fill fetches a group for the entries that were claimed for it.
 func (r *Repo) fill(g group, claimed map[sectionKey]*slotEntry) {
-	entry := func(w *wanted) *slotEntry { return claimed[sectionKey{w.pack.id, w.frame.number}] }
+	entry := func(w *wanted) *slotEntry { return claimed[w.name()] }
 	select {
 	case r.fetches <- struct{}{}:
 		defer func() { <-r.fetches }()

@@ -16,14 +16,18 @@ import (
 
 const (
 	markVolumes = 4 // whose maps are read at a time
-	markFetches = 8 // groups of leaves that are under way at a time, for each
+	markFetches = 8 // headers of packs that nobody is known to have written
 )
 
 // mark takes out of packs what the roots reach. What it has to read is: the
 // roots of the volumes that packs are of, as far as they are later than the
 // backups that wrote the packs, and the leaves in them that are too. It stops
-// as soon as nothing is left to look for.
-func (p *prune) mark(ctx context.Context, roots rootsOf, packs suspects) error {
+// as soon as nothing is left to look for; unless gather is set, then it goes
+// through all and takes down which sections are named.
+//
+// What is left in packs may be lingering: its content was moved, but not every
+// reader may know that yet.
+func (p *prune) mark(ctx context.Context, roots rootsOf, packs suspects, gather bool) error {
 	volumes, err := p.byVolume(ctx, packs)
 	if err != nil {
 		return err
@@ -33,22 +37,20 @@ func (p *prune) mark(ctx context.Context, roots rootsOf, packs suspects) error {
 	var mu sync.Mutex
 	for volume, some := range volumes {
 		g.Go(func() error {
-			m := &marking{prune: p, packs: some, seen: make(map[sectionKey]bool)}
+			m := &marking{prune: p, packs: some, gather: gather && !volume.IsZero()}
 			candidates := roots[volume]
 			if volume.IsZero() { // nobody knows whose they are
 				for _, more := range roots {
 					candidates = append(candidates, more...)
 				}
 			}
-			reached, err := m.run(ctx, candidates)
-			if err == nil {
-				reached, err = m.moved(ctx, candidates)
-			}
+			reached, err := m.run(ctx, volume, candidates)
 			mu.Lock()
 			defer mu.Unlock()
 			if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion) {
 				p.keep(err)
 				reached, err = ids(some), nil
+				p.unclear[volume] = true
 			}
 			for _, id := range reached {
 				delete(packs, id)
@@ -138,22 +140,27 @@ func (r *Repo) volumeOf(ctx context.Context, session sessionID, packs []*suspect
 type marking struct {
 	*prune
 	packs  []*suspect
+	gather bool     // which sections of packs are named, and which moved packs
 	oldest rootName // no backup before it has any of them
 
-	mu      sync.Mutex
-	seen    map[sectionKey]bool // leaves
-	wanted  map[objectID]bool
-	reached []objectID
+	suspects map[objectID]*suspect
+	wanted   map[objectID]bool // not decided yet
+	reached  []objectID
 }
 
-func (m *marking) run(ctx context.Context, roots []listedRoot) ([]objectID, error) {
-	m.wanted = make(map[objectID]bool, len(m.packs))
+func (m *marking) run(ctx context.Context, volume layers.ID, roots []listedRoot) ([]objectID, error) {
+	m.wanted, m.suspects = make(map[objectID]bool, len(m.packs)), make(map[objectID]*suspect, len(m.packs))
 	for _, s := range m.packs {
-		m.wanted[s.id] = true
+		m.wanted[s.id], m.suspects[s.id] = true, s
+	}
+	if err := m.unreadable(volume, roots); err != nil {
+		return ids(m.packs), nil // it is told already
 	}
 	m.findOldest()
+	walk := m.takeMoved(volume)
+	walks := make(map[layers.ID]*mapWalk)
 	for _, listed := range roots {
-		if len(m.wanted) == 0 {
+		if len(m.wanted) == 0 && !walk {
 			break
 		}
 		if before(listed.name, m.oldest) {
@@ -166,45 +173,148 @@ func (m *marking) run(ctx context.Context, roots []listedRoot) ([]objectID, erro
 		if err != nil {
 			return nil, err
 		}
-		for _, pack := range root.spans.packs {
-			m.take(pack.id)
+		w := walks[listed.name.volume]
+		if w == nil {
+			w = m.walk(m.places[listed.name.volume])
+			walks[listed.name.volume] = w
 		}
-		if err := m.leaves(ctx, root); err != nil {
+		if err := w.root(ctx, root); err != nil {
 			return nil, err
 		}
+	}
+	if v := m.places[volume]; v != nil && m.gather {
+		v.walks++
 	}
 	return m.reached, nil
 }
 
-// moved adds to what is reached the packs that relocations lead to: they are
-// needed as long as a pack that they lead from. One of those that is gone may be
-// needed as long as the volume has a backup.
-func (m *marking) moved(ctx context.Context, roots []listedRoot) ([]objectID, error) {
-	suspect, read := make(map[objectID]bool, len(m.packs)), make(map[layers.ID]bool)
-	for _, s := range m.packs {
-		suspect[s.id] = true
+// unreadable is why it cannot be said what is needed; nil if it can.
+func (m *marking) unreadable(volume layers.ID, roots []listedRoot) error {
+	if v := m.places[volume]; v != nil && v.err != nil {
+		return v.err
 	}
-	var hops []hop
 	for _, root := range roots {
-		if volume := root.name.volume; !read[volume] && len(m.wanted) > 0 {
-			read[volume] = true
-			more, err := m.repo.hops(ctx, volume)
-			if err != nil {
-				return nil, err
-			}
-			hops = append(hops, more...)
+		if v := m.places[root.name.volume]; v != nil && v.err != nil {
+			return v.err
 		}
 	}
-	for more := true; more; {
-		more = false
-		for _, h := range hops {
-			if m.wanted[h.to.id] && (!suspect[h.from] || !m.wanted[h.from]) {
-				m.take(h.to.id)
-				more = true
+	return nil
+}
+
+// walk goes through maps of a volume.
+func (m *marking) walk(v *volumePlaces) *mapWalk {
+	w := &mapWalk{repo: m.repo, places: v, every: m.gather, skip: m.tooOld}
+	w.section = func(name sectionKey, stored uint32) { m.need(v, name, stored) }
+	w.pack = func(id objectID) (more bool) {
+		if v == nil {
+			m.take(id)
+			return false
+		}
+		class, moved := v.from[id]
+		switch {
+		case !moved:
+			m.take(id)
+		case class == movedAll:
+			m.needAll(v, id)
+		}
+		return moved && class != movedAll
+	}
+	return w
+}
+
+// need notes that maps name a section: all places are needed where a relocation
+// has it, and where it was written if none does, or none that is old enough.
+func (m *marking) need(v *volumePlaces, name sectionKey, stored uint32) {
+	at, covered, old := sectionKey{}, false, false
+	if v != nil {
+		if m.gather {
+			v.name(name)
+		}
+		for _, o := range v.objects {
+			to, ok := o.find(name)
+			if !ok {
+				continue
+			}
+			if !covered {
+				at, stored = sectionKey{to.pack.id, to.number}, to.stored
+			}
+			covered, old = true, old || v.old[o]
+			m.take(to.pack.id)
+		}
+	}
+	if !covered {
+		at = name
+		m.take(name.id)
+	} else if s := m.suspects[name.id]; s != nil {
+		s.moved, s.lingering = true, s.lingering || !old
+	}
+	if s := m.suspects[at.id]; s != nil && m.gather {
+		s.live.take(at.number, stored)
+	}
+}
+
+// needAll is need for all sections of a pack that was moved whole.
+func (m *marking) needAll(v *volumePlaces, id objectID) {
+	old := false
+	for _, o := range v.objects {
+		i, ok := o.at(id)
+		if !ok {
+			continue
+		}
+		from := &o.packs[i]
+		for _, row := range o.rows[from.first:from.end] {
+			m.take(o.objects[row.object].id)
+		}
+		old = old || v.old[o] && from.class == movedAll
+	}
+	if s := m.suspects[id]; s != nil {
+		s.moved, s.lingering = true, s.lingering || !old
+	}
+}
+
+// takeMoved decides what can be said of a volume without its maps: packs of
+// backups that are there, moved whole, are needed where they are now. It reports
+// whether the maps have to be gone through for what they name.
+func (m *marking) takeMoved(volume layers.ID) (walk bool) {
+	v := m.places[volume]
+	if v == nil {
+		return m.gather && len(m.wanted) > 0
+	}
+	for id, class := range v.from {
+		if class != movedAll || !m.owners[id.session()].keeps {
+			walk = m.gather
+			continue
+		}
+		m.needAll(v, id)
+		delete(m.wanted, id)
+		if m.gather {
+			v.whole[id] = true
+			m.gatherAll(v, id)
+		}
+	}
+	if walk = walk || m.gather && len(m.wanted) > 0; walk {
+		m.oldest = rootName{}
+	}
+	return walk
+}
+
+// gatherAll notes that all sections of a pack are named.
+func (m *marking) gatherAll(v *volumePlaces, id objectID) {
+	seen := make(map[uint32]bool)
+	for _, o := range v.objects {
+		i, ok := o.at(id)
+		if !ok {
+			continue
+		}
+		for _, row := range o.rows[o.packs[i].first:o.packs[i].end] {
+			if !seen[row.section] {
+				seen[row.section] = true
+				if s := m.suspects[o.objects[row.object].id]; s != nil {
+					s.live.take(row.number, row.stored)
+				}
 			}
 		}
 	}
-	return m.reached, nil
 }
 
 // findOldest finds the first of the backups that wrote the packs; none if one
@@ -232,42 +342,6 @@ func (m *marking) take(id objectID) {
 	}
 }
 
-// leaves looks at the leaves of a root that no root before had.
-func (m *marking) leaves(ctx context.Context, root *root) error {
-	var refs []*leafRef
-	for i := range root.spans.rows {
-		for j := range root.spans.rows[i].leaves {
-			ref := &root.spans.rows[i].leaves[j]
-			key := sectionKey{ref.pack.id, ref.number}
-			if m.seen[key] || m.tooOld(root, ref) {
-				continue
-			}
-			m.seen[key] = true
-			if packs, ok := m.repo.reach.packs(key); ok {
-				for _, id := range packs {
-					m.take(id)
-				}
-				continue
-			}
-			refs = append(refs, ref)
-		}
-	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(markFetches)
-	for group := range leafGroups(refs) {
-		g.Go(func() error {
-			return m.repo.readReach(ctx, root.name.volume, group, func(packs []objectID) {
-				m.mu.Lock()
-				defer m.mu.Unlock()
-				for _, id := range packs {
-					m.take(id)
-				}
-			})
-		})
-	}
-	return g.Wait()
-}
-
 // tooOld reports whether a leaf that a root names was written before any of the
 // packs. The root's own word on its ancestors goes before the numbers in names,
 // which anybody can give to an object; those decide only about packs of a backup
@@ -286,25 +360,4 @@ func (m *marking) tooOld(root *root, ref *leafRef) bool {
 	}
 	o, ok := m.owners[writer]
 	return ok && o.root.seq > 0 && before(o.root, m.oldest)
-}
-
-// leafGroups yields leaves that one request can fetch.
-func leafGroups(refs []*leafRef) func(func([]*leafRef) bool) {
-	slices.SortFunc(refs, func(a, b *leafRef) int {
-		return cmp.Or(slices.Compare(a.pack.id[:], b.pack.id[:]), cmp.Compare(a.off, b.off))
-	})
-	return func(yield func([]*leafRef) bool) {
-		for start := 0; start < len(refs); {
-			end, n := refs[start].off+int64(refs[start].stored), start+1
-			for n < len(refs) && refs[n].pack.id == refs[start].pack.id && refs[n].off >= end &&
-				refs[n].off-end <= gapMax && refs[n].off+int64(refs[n].stored)-refs[start].off <= groupMax {
-				end = refs[n].off + int64(refs[n].stored)
-				n++
-			}
-			if !yield(refs[start:n]) {
-				return
-			}
-			start = n
-		}
-	}
 }

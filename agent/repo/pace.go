@@ -53,7 +53,7 @@ func (s *pacedStore) Get(ctx context.Context, name string, p []byte, off int64) 
 func (r *Repo) over(s object.Store) *Repo {
 	other := &Repo{
 		store: s, head: r.head, keys: r.keys, index: r.index, cache: r.cache, reach: r.reach, moves: r.moves, fetches: r.fetches, life: r.life, end: r.end,
-		now: r.now, cost: r.cost, packTarget: r.packTarget, rootBudget: r.rootBudget, splitLeaf: r.splitLeaf,
+		now: r.now, cost: r.cost, mergePacks: r.mergePacks, packTarget: r.packTarget, rootBudget: r.rootBudget, splitLeaf: r.splitLeaf,
 	}
 	other.opened.Store(r.opened.Load())
 	return other

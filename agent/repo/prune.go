@@ -23,6 +23,11 @@ type PruneOptions struct {
 
 	DryRun bool // only report what would be done
 
+	// RepackBelow is the share of a pack, in hundredths, that backups must need
+	// of it, or what they need is copied into a new pack; small packs of a volume
+	// are copied together. 0: nothing is copied.
+	RepackBelow int
+
 	// Progress is told the bytes of the packs whose fate is decided and of
 	// those that may have to go, if it is not nil; never by two goroutines at
 	// once. The total grows while packs are being listed.
@@ -46,6 +51,9 @@ type PruneReport struct {
 	Freed     Amount // objects that were removed
 	Condemned Amount // packs that nobody needs, and that go once the grace is over
 	Young     Amount // packs that nobody needs, but that are younger than the grace
+
+	Repacked  Amount // packs that were copied; they go later
+	Rewritten Amount // packs that what was needed of them was copied to
 
 	Backups int // deleted backups whose last traces were removed
 	Waiting int // backups that were deleted within the grace
@@ -72,14 +80,21 @@ func (r *Repo) Prune(ctx context.Context, o PruneOptions) (PruneReport, error) {
 	if o.Grace == 0 {
 		o.Grace = PruneGrace
 	}
-	if o.Grace < 0 {
-		return PruneReport{}, fmt.Errorf("prune: a grace of %v", o.Grace)
+	if o.Grace < 0 || o.RepackBelow < 0 || o.RepackBelow > 100 {
+		return PruneReport{}, fmt.Errorf("prune: a grace of %v, repacking below %d %%", o.Grace, o.RepackBelow)
 	}
-	p := &prune{repo: r, options: o, id: layers.NewID(), freed: make(map[objectID]bool)}
+	p := newPrune(r, o)
 	if err := p.run(ctx); err != nil {
 		return p.report, fmt.Errorf("prune: %w", err)
 	}
 	return p.report, nil
+}
+
+func newPrune(r *Repo, o PruneOptions) *prune {
+	return &prune{
+		repo: r, options: o, id: layers.NewID(), began: r.moment(), freed: make(map[objectID]bool),
+		unclear: make(map[layers.ID]bool), sources: make(map[layers.ID]*sources),
+	}
 }
 
 // A prune is one run.
@@ -87,6 +102,7 @@ type prune struct {
 	repo    *Repo
 	options PruneOptions
 	id      layers.ID
+	began   moment
 	report  PruneReport
 
 	*survey
@@ -99,6 +115,13 @@ type prune struct {
 	due     map[objectID]layers.ID // packs in them, and which
 	pending map[objectID]bool      // packs in the other lists
 	held    map[layers.ID]bool     // old lists that stay
+
+	places  map[layers.ID]*volumePlaces // of volumes of which something was moved
+	targets map[objectID]bool           // packs that relocations lead to, and whether they are listed
+	unclear map[layers.ID]bool          // volumes with maps that cannot be read
+
+	sources    map[layers.ID]*sources // packs that may be copied
+	considered int                    // of them, in all volumes
 
 	freed    map[objectID]bool // packs that were removed
 	retained map[string]bool   // objects that the store itself retains
@@ -131,6 +154,9 @@ func (p *prune) run(ctx context.Context) error {
 	if err := p.checkStones(ctx); err != nil {
 		return err
 	}
+	if err := p.readMoves(ctx); err != nil {
+		return err
+	}
 	if err := p.readLists(ctx); err != nil {
 		return err
 	}
@@ -144,10 +170,13 @@ func (p *prune) run(ctx context.Context) error {
 	if err := p.packs(ctx); err != nil {
 		return err
 	}
-	if err := p.removeMoves(ctx); err != nil {
+	if err := p.sweepMoves(ctx); err != nil {
 		return err
 	}
-	return p.removeLists(ctx)
+	if err := p.removeLists(ctx); err != nil {
+		return err
+	}
+	return p.repack(ctx)
 }
 
 // begin writes an object, so that a listing tells the time by the store's

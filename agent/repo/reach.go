@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"context"
 	"sync"
 
 	"varve/layers"
@@ -56,41 +55,4 @@ func (x *reach) setVolume(s sessionID, volume layers.ID) {
 		clear(x.volumes)
 	}
 	x.volumes[s] = volume
-}
-
-// readReach reads leaves that stand near each other in one object, and tells
-// each which packs one of them names.
-func (r *Repo) readReach(ctx context.Context, volume layers.ID, refs []*leafRef, each func([]objectID)) error {
-	first, last := refs[0], refs[len(refs)-1]
-	name := first.pack.name()
-	key, err := r.volumeKey(ctx, first.pack.key)
-	if err != nil {
-		return err
-	}
-	b := make([]byte, last.off+int64(last.stored)-first.off)
-	if err := r.readRange(ctx, name, b, first.off); err != nil {
-		return err
-	}
-	s := key.sealer(first.pack.id)
-	for _, ref := range refs {
-		at := ref.off - first.off
-		text, err := s.open(b[at:at+int64(ref.stored)], sectionLeaf, ref.number, nil)
-		if err == nil {
-			text, err = expand(text, maxLeafText)
-		}
-		var l *leaf
-		if err == nil {
-			l, err = parseLeaf(text, volume)
-		}
-		if err != nil {
-			return damaged(name, ref.off, err)
-		}
-		packs := make([]objectID, len(l.packs))
-		for i := range l.packs {
-			packs[i] = l.packs[i].id
-		}
-		r.reach.add(sectionKey{ref.pack.id, ref.number}, packs)
-		each(packs)
-	}
-	return nil
 }

@@ -16,8 +16,8 @@ import (
 // enough for 1 TiB.
 const rootGuess = 64 << 10
 
-// openRoot finds a backup and reads its root, its key and its tombstone at the
-// same time: after a listing, one round trip.
+// openRoot finds a backup and reads its root, its key, its tombstone and what
+// was moved at the same time: after a listing, one round trip.
 func (r *Repo) openRoot(ctx context.Context, id layers.ID) (*root, error) {
 	listed, fresh, err := r.find(ctx, id)
 	if err != nil {
@@ -30,6 +30,10 @@ func (r *Repo) openRoot(ctx context.Context, id layers.ID) (*root, error) {
 	}
 	g.Go(func() error {
 		r.expectKey(ctx, listed.name.volume)
+		return nil
+	})
+	g.Go(func() error {
+		r.loadMoves(ctx, listed.name.volume) // early; whoever misses a section looks again
 		return nil
 	})
 	var rootErr error

@@ -7,10 +7,9 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io/fs"
+	"iter"
+	"maps"
 	"slices"
-	"sync"
-	"time"
 
 	"varve/layers"
 )
@@ -18,6 +17,7 @@ import (
 // A sectionPlace says where a section is, and all that is needed to open it.
 type sectionPlace struct {
 	pack   packRef
+	where  place // of the pack; what was moved is in p/
 	number uint32
 	off    int64 // bytes, in the object
 	stored uint32
@@ -26,176 +26,395 @@ type sectionPlace struct {
 	zstd   bool
 }
 
-// A relocation says that a section of a pack is somewhere else too.
-type relocation struct {
-	from sectionKey
-	to   sectionPlace
+// frameRef is the place of a frame in its pack, without the pack.
+func (p *sectionPlace) frameRef() frameRef {
+	return frameRef{number: p.number, off: p.off, stored: p.stored, blocks: p.blocks, zstd: p.zstd}
 }
 
 const (
 	relocationVersion = 1
-	maxRelocations    = 1 << 20 // in one object
+	maxRelocations    = 1 << 21 // rows of one object; about 24 bytes of memory each
 	relocationLimit   = 32 << 20
+	rowLeast          = 9 // bytes that a row takes in a text
 
-	bodyRows = 12
+	bodyRows     = 12
+	bodyReplaces = 13
 )
 
-// appendRelocations writes the text of relocations, which ascend by their packs
-// and numbers: docs/format.md 2.10.
-func appendRelocations(b []byte, volume layers.ID, rows []relocation) []byte {
+// A movedClass says how much of a pack was moved when a relocation was written.
+type movedClass int8
+
+const (
+	notMoved    movedClass = -1 // never written
+	movedSome   movedClass = 0  // a repair moved what was lost
+	movedNeeded movedClass = 1  // all that a backup needed of it
+	movedAll    movedClass = 2  // every section of it
+	movedLast              = movedAll
+)
+
+// A movedPack is a pack that sections were moved from: rows[first:end] of its
+// relocations.
+type movedPack struct {
+	id         objectID
+	class      movedClass
+	first, end int
+}
+
+// A movedRow is a relocated section: where it was written first, and where it
+// is now.
+type movedRow struct {
+	section uint32 // number in its pack
+	object  uint32 // index in relocations.objects
+	number  uint32
+	off     uint32 // bytes
+	stored  uint32
+	shape   byte
+}
+
+// relocations say of sections of a volume's packs where they are too:
+// docs/format.md 2.10. Packs ascend, rows ascend in each.
+type relocations struct {
+	packs   []movedPack
+	rows    []movedRow
+	objects []packRef // in the order of their first use
+}
+
+// at returns the index of a pack, or of the first one after it.
+func (l *relocations) at(id objectID) (int, bool) {
+	return slices.BinarySearchFunc(l.packs, id, func(p movedPack, id objectID) int { return slices.Compare(p.id[:], id[:]) })
+}
+
+// find returns where a section is.
+func (l *relocations) find(from sectionKey) (sectionPlace, bool) {
+	i, ok := l.at(from.id)
+	if !ok {
+		return sectionPlace{}, false
+	}
+	rows := l.rows[l.packs[i].first:l.packs[i].end]
+	j, ok := slices.BinarySearchFunc(rows, from.number, func(r movedRow, n uint32) int { return cmp.Compare(r.section, n) })
+	if !ok {
+		return sectionPlace{}, false
+	}
+	return l.place(&rows[j]), true
+}
+
+func (l *relocations) place(r *movedRow) sectionPlace {
+	d := decoder{rest: []byte{r.shape}}
+	p := sectionPlace{pack: l.objects[r.object], number: r.number, off: int64(r.off), stored: r.stored}
+	p.kind, p.blocks, p.zstd = d.shape()
+	return p
+}
+
+// names yields what maps call each section, and where it is.
+func (l *relocations) names() iter.Seq2[sectionKey, *movedRow] {
+	return func(yield func(sectionKey, *movedRow) bool) {
+		for i := range l.packs {
+			for j := l.packs[i].first; j < l.packs[i].end; j++ {
+				if !yield(sectionKey{l.packs[i].id, l.rows[j].section}, &l.rows[j]) {
+					return
+				}
+			}
+		}
+	}
+}
+
+// A relocating gathers rows in any order.
+type relocating struct {
+	packs   map[objectID]*movingPack
+	objects []packRef
+	index   map[packRef]uint32
+	rows    int
+}
+
+type movingPack struct {
+	class movedClass
+	rows  []movedRow
+	has   liveSet // the sections in rows
+}
+
+func newRelocating() *relocating {
+	return &relocating{packs: make(map[objectID]*movingPack), index: make(map[packRef]uint32)}
+}
+
+// add says where a section is. There is one place for each.
+func (g *relocating) add(from sectionKey, to *sectionPlace) {
+	at, ok := g.index[to.pack]
+	if !ok {
+		at = uint32(len(g.objects))
+		g.objects, g.index[to.pack] = append(g.objects, to.pack), at
+	}
+	p := g.packs[from.id]
+	if p == nil {
+		p = new(movingPack)
+		g.packs[from.id] = p
+	}
+	p.has.take(from.number, to.stored)
+	p.rows = append(p.rows, movedRow{from.number, at, to.number, uint32(to.off), to.stored, shapeByte(to.kind, to.blocks, to.zstd)})
+	g.rows++
+}
+
+// has reports whether something is said of a section.
+func (g *relocating) has(name sectionKey) bool {
+	p := g.packs[name.id]
+	return p != nil && p.has.has(name.number)
+}
+
+// setClass says how much of a pack was moved, if anything was.
+func (g *relocating) setClass(id objectID, class movedClass) {
+	if p := g.packs[id]; p != nil {
+		p.class = class
+	}
+}
+
+func (g *relocating) clone() *relocating {
+	c := &relocating{packs: make(map[objectID]*movingPack, len(g.packs)), objects: slices.Clone(g.objects), index: maps.Clone(g.index), rows: g.rows}
+	for id, p := range g.packs {
+		q := *p
+		q.rows, q.has.words = slices.Clone(p.rows), slices.Clone(p.has.words)
+		c.packs[id] = &q
+	}
+	return c
+}
+
+// build orders the rows as they are written.
+func (g *relocating) build() *relocations {
+	l := &relocations{rows: make([]movedRow, 0, g.rows)}
+	for id, p := range g.packs {
+		l.packs = append(l.packs, movedPack{id: id, class: p.class})
+	}
+	slices.SortFunc(l.packs, func(a, b movedPack) int { return slices.Compare(a.id[:], b.id[:]) })
+	renamed := make(map[uint32]uint32)
+	for i := range l.packs {
+		p := &l.packs[i]
+		rows := g.packs[p.id].rows
+		slices.SortFunc(rows, func(a, b movedRow) int { return cmp.Compare(a.section, b.section) })
+		p.first = len(l.rows)
+		for _, r := range rows {
+			at, ok := renamed[r.object]
+			if !ok {
+				at = uint32(len(l.objects))
+				l.objects, renamed[r.object] = append(l.objects, g.objects[r.object]), at
+			}
+			r.object = at
+			l.rows = append(l.rows, r)
+		}
+		p.end = len(l.rows)
+	}
+	return l
+}
+
+// append writes the text: docs/format.md 2.10.
+func (l *relocations) append(b []byte, volume layers.ID) []byte {
 	keys := keyTable{own: volume}
-	var packs, objects []objectID
-	var counts, keyOf []int
-	index := make(map[packRef]int)
-	for i := range rows {
-		if n := len(packs); n == 0 || packs[n-1] != rows[i].from.id {
-			packs, counts = append(packs, rows[i].from.id), append(counts, 0)
-		}
-		counts[len(counts)-1]++
-		if _, ok := index[rows[i].to.pack]; !ok {
-			index[rows[i].to.pack] = len(objects)
-			objects, keyOf = append(objects, rows[i].to.pack.id), append(keyOf, keys.index(rows[i].to.pack.key))
-		}
+	keyOf := make([]int, len(l.objects))
+	for i := range l.objects {
+		keyOf[i] = keys.index(l.objects[i].key)
 	}
 	b = keys.append(append(b, relocationVersion))
-	b = binary.AppendUvarint(b, uint64(len(packs)))
-	for i := range packs {
-		b = append(b, packs[i][:]...)
+	b = binary.AppendUvarint(b, uint64(len(l.packs)))
+	for i := range l.packs {
+		b = append(b, l.packs[i].id[:]...)
 	}
-	for _, n := range counts {
-		b = binary.AppendUvarint(b, uint64(n))
+	for i := range l.packs {
+		b = binary.AppendUvarint(b, uint64(l.packs[i].end-l.packs[i].first))
 	}
-	b = binary.AppendUvarint(b, uint64(len(objects)))
-	for i := range objects {
-		b = append(b, objects[i][:]...)
+	for i := range l.packs {
+		b = append(b, byte(l.packs[i].class))
+	}
+	b = binary.AppendUvarint(b, uint64(len(l.objects)))
+	for i := range l.objects {
+		b = append(b, l.objects[i].id[:]...)
 	}
 	for _, k := range keyOf {
 		b = binary.AppendUvarint(b, uint64(k))
 	}
-	next := int64(0)
-	for i := range rows {
-		if i == 0 || rows[i].from.id != rows[i-1].from.id {
-			next = 0
+	return l.appendRows(b)
+}
+
+func (l *relocations) appendRows(b []byte) []byte {
+	for i := range l.packs {
+		next := uint32(0)
+		for _, r := range l.rows[l.packs[i].first:l.packs[i].end] {
+			b = binary.AppendUvarint(b, uint64(r.section-next))
+			next = r.section + 1
 		}
-		b = binary.AppendUvarint(b, uint64(int64(rows[i].from.number)-next))
-		next = int64(rows[i].from.number) + 1
 	}
-	for i := range rows {
-		b = binary.AppendUvarint(b, uint64(index[rows[i].to.pack]))
+	for i := range l.rows {
+		b = binary.AppendUvarint(b, uint64(l.rows[i].object))
 	}
-	for i := range rows {
-		b = binary.AppendUvarint(b, uint64(rows[i].to.number))
+	next := l.cursors()
+	var offsets []byte
+	lengths := make([]uint32, len(l.rows))
+	for i := range l.rows {
+		r := &l.rows[i]
+		c := &next[r.object]
+		b = appendSvarint(b, int64(r.number)-int64(c.number))
+		offsets = appendSvarint(offsets, int64(r.off)-c.off)
+		c.number, c.off = r.number+1, int64(r.off)+int64(r.stored)
+		lengths[i] = r.stored
 	}
-	for i := range rows {
-		b = binary.AppendUvarint(b, uint64(rows[i].to.off))
-	}
-	lengths := make([]uint32, len(rows))
-	for i := range rows {
-		to := &rows[i].to
-		lengths[i] = to.stored
-		b = append(b, shapeByte(to.kind, to.blocks, to.zstd))
+	b = append(b, offsets...)
+	for i := range l.rows {
+		b = append(b, l.rows[i].shape)
 	}
 	return appendU24s(b, lengths)
 }
 
-// parseRelocations reads the text of relocations.
-func parseRelocations(b []byte, volume layers.ID) ([]relocation, error) {
+// cursors are the expected places in the objects at the front of the rows.
+func (l *relocations) cursors() []packCursor {
+	next := make([]packCursor, len(l.objects))
+	for i := range next {
+		next[i].off = headerSize
+	}
+	return next
+}
+
+// parseRelocations reads the text.
+func parseRelocations(b []byte, volume layers.ID) (*relocations, error) {
 	d := &decoder{rest: b}
 	if v := d.u8(); d.err == nil && v != relocationVersion {
 		return nil, fmt.Errorf("relocations version %d, this program knows version %d: %w", v, relocationVersion, ErrVersion)
 	}
 	keys := parseKeys(d, volume)
-	packs := make([]objectID, d.count(21, "number of packs"))
-	for i := range packs {
-		copy(packs[i][:], d.bytes(20))
-		if d.err == nil && i > 0 && slices.Compare(packs[i-1][:], packs[i][:]) >= 0 {
+	l := new(relocations)
+	l.parsePacks(d)
+	l.parseObjects(d, keys)
+	l.parseRows(d)
+	if err := d.end(); err != nil {
+		return nil, fmt.Errorf("relocations: %w", err)
+	}
+	return l, nil
+}
+
+func (l *relocations) parsePacks(d *decoder) {
+	l.packs = make([]movedPack, d.count(22, "number of packs"))
+	for i := range l.packs {
+		p := &l.packs[i]
+		copy(p.id[:], d.bytes(20))
+		if d.err == nil && i > 0 && slices.Compare(l.packs[i-1].id[:], p.id[:]) >= 0 {
 			d.fail(errors.New("packs do not ascend"))
 		}
 	}
-	var rows []relocation
-	for i := range packs {
-		n := d.upTo(min(maxRelocations, int64(len(d.rest))), "number of sections")
-		if d.err == nil && (n == 0 || len(rows)+int(n) > len(d.rest)/7) { // the least that a row takes
+	total := 0
+	for i := range l.packs {
+		n := int(d.upTo(maxRelocations, "number of sections"))
+		l.packs[i].first, l.packs[i].end = total, total+n
+		total += n
+		if d.err == nil && (n == 0 || total > maxRelocations || total > len(d.rest)/rowLeast) {
 			d.fail(errCut)
 		}
-		for range n {
-			if d.err == nil {
-				rows = append(rows, relocation{from: sectionKey{id: packs[i]}})
-			}
+	}
+	for i := range l.packs {
+		if l.packs[i].class = movedClass(d.u8()); d.err == nil && (l.packs[i].class < movedSome || l.packs[i].class > movedLast) {
+			d.failf("unknown class %d of a pack", l.packs[i].class)
 		}
 	}
-	objects := make([]packRef, d.count(21, "number of objects"))
-	for i := range objects {
-		copy(objects[i].id[:], d.bytes(20))
+	if d.err == nil {
+		l.rows = make([]movedRow, total)
 	}
-	used := 0
-	for i := range objects {
-		objects[i].key, used = keyAt(d, keys, used)
-		if d.err == nil && slices.Contains(objects[:i], objects[i]) {
+}
+
+func (l *relocations) parseObjects(d *decoder, keys []keyRef) {
+	l.objects = make([]packRef, d.count(21, "number of objects"))
+	seen := make(map[objectID]bool, len(l.objects))
+	for i := range l.objects {
+		o := &l.objects[i]
+		copy(o.id[:], d.bytes(20))
+		if d.err == nil && seen[o.id] {
 			d.fail(errors.New("an object stands twice"))
 		}
+		seen[o.id] = true
+	}
+	used := 0
+	for i := range l.objects {
+		l.objects[i].key, used = keyAt(d, keys, used)
 	}
 	if d.err == nil && used != len(keys) {
 		d.failf("%d of %d keys are used", used, len(keys))
 	}
-	parseRows(d, rows, objects)
-	if err := d.end(); err != nil {
-		return nil, fmt.Errorf("relocations: %w", err)
-	}
-	return rows, nil
 }
 
-// parseRows reads the columns of the rows.
-func parseRows(d *decoder, rows []relocation, objects []packRef) {
-	next := int64(0)
-	for i := range rows {
-		if i == 0 || rows[i].from.id != rows[i-1].from.id {
-			next = 0
+func (l *relocations) parseRows(d *decoder) {
+	for i := range l.packs {
+		next := int64(0)
+		for j := l.packs[i].first; j < l.packs[i].end && d.err == nil; j++ {
+			next += d.upTo(1<<32-2, "section")
+			if d.err == nil && next > 1<<32-2 {
+				d.failf("section %d", next)
+			}
+			l.rows[j].section = uint32(next)
+			next++
 		}
-		next += d.upTo(1<<32-2, "section")
-		if d.err == nil && next > 1<<32-2 {
-			d.failf("section %d", next)
-		}
-		rows[i].from.number = uint32(next)
-		next++
 	}
-	used := int64(0)
-	for i := range rows {
-		at := d.upTo(int64(len(objects)), "object")
-		if d.err == nil && (at >= int64(len(objects)) || at > used) {
-			d.failf("object %d of %d after %d", at, len(objects), used)
+	used := uint32(0)
+	for i := range l.rows {
+		at := uint32(d.upTo(int64(len(l.objects)), "object"))
+		if d.err == nil && (int(at) >= len(l.objects) || at > used) {
+			d.failf("object %d of %d after %d", at, len(l.objects), used)
 		}
 		if d.err != nil {
 			return
 		}
-		rows[i].to.pack = objects[at]
+		l.rows[i].object = at
 		used = max(used, at+1)
 	}
-	if used != int64(len(objects)) {
-		d.failf("%d of %d objects are used", used, len(objects))
+	if d.err == nil && int(used) != len(l.objects) {
+		d.failf("%d of %d objects are used", used, len(l.objects))
 	}
-	for i := range rows {
-		rows[i].to.number = uint32(d.upTo(1<<32-2, "number"))
+	l.parsePlaces(d)
+}
+
+// parsePlaces reads the columns of where the sections are. Offsets count on from
+// row to row in an object, and need the lengths, which come last.
+func (l *relocations) parsePlaces(d *decoder) {
+	next := l.cursors()
+	for i := range l.rows {
+		if d.err != nil {
+			return
+		}
+		c := &next[l.rows[i].object]
+		number := int64(c.number) + d.svarint()
+		if number < 0 || number > 1<<32-2 {
+			d.failf("number %d", number)
+			return
+		}
+		l.rows[i].number, c.number = uint32(number), uint32(number)+1
 	}
-	for i := range rows {
-		if rows[i].to.off = d.upTo(maxOffset, "offset"); d.err == nil && rows[i].to.off < headerSize {
-			d.failf("a section at offset %d", rows[i].to.off)
+	skips := make([]int64, len(l.rows))
+	for i := range skips {
+		skips[i] = d.svarint()
+	}
+	for i := range l.rows {
+		r := &l.rows[i]
+		shape := decoder{rest: d.bytes(1)}
+		kind, blocks, zstd := shape.shape()
+		if d.err == nil && shape.err != nil {
+			d.fail(shape.err)
+		}
+		if d.err == nil {
+			r.shape = shapeByte(kind, blocks, zstd)
 		}
 	}
-	for i := range rows {
-		to := &rows[i].to
-		to.kind, to.blocks, to.zstd = d.shape()
-	}
-	d.u24s(len(rows), func(i int, v uint32) { rows[i].to.stored = v })
-	for i := range rows {
-		to := &rows[i].to
-		if d.err == nil && to.kind == sectionFrame {
-			f := frameRef{blocks: to.blocks, zstd: to.zstd, stored: to.stored}
+	d.u24s(len(l.rows), func(i int, v uint32) { l.rows[i].stored = v })
+	for i := range l.rows {
+		r := &l.rows[i]
+		c := &next[r.object]
+		off := c.off + skips[i]
+		c.off = off + int64(r.stored)
+		if d.err == nil && (off < headerSize || c.off > maxPack) {
+			d.failf("a section of %d bytes at offset %d", r.stored, off)
+		}
+		if d.err != nil {
+			return
+		}
+		r.off = uint32(off)
+		if p := l.place(r); p.kind == sectionFrame {
+			f := p.frameRef()
 			if err := f.validate(); err != nil {
 				d.fail(err)
 			}
-		} else if d.err == nil && to.stored <= tagSize {
-			d.failf("a section of %d bytes", to.stored)
+		} else if r.stored <= tagSize {
+			d.failf("a section of %d bytes", r.stored)
 		}
 	}
 }
@@ -209,35 +428,51 @@ func relocationName(volume layers.ID, id objectID) string {
 // parseRelocationName reads what relocationName wrote.
 func parseRelocationName(name string) (volume layers.ID, id objectID, ok bool) {
 	n, is := parseVolumeName(name)
-	if !is || n.kind != "r" || len(n.rest) != 2*len(id) {
+	if !is {
 		return volume, id, false
 	}
+	id, ok = n.relocation()
+	return n.volume, id, ok
+}
+
+func (n volumeName) relocation() (id objectID, ok bool) {
+	if n.kind != "r" || len(n.rest) != 2*len(id) {
+		return id, false
+	}
 	_, err := hex.Decode(id[:], []byte(n.rest))
-	return n.volume, id, err == nil && relocationName(n.volume, id) == name
+	return id, err == nil && relocationName(n.volume, id) == n.String()
+}
+
+// sealRelocations returns the object of relocations that stand for others too.
+func (r *Repo) sealRelocations(id objectID, volume layers.ID, l *relocations, replaces []objectID) []byte {
+	f := make(fields)
+	f.setID(bodyVolume, volume)
+	f.setTime(bodyTime, r.now())
+	f.setText(bodyHost, hostName())
+	f[bodyRows] = compress(nil, l.append(nil, volume))
+	for i := range replaces {
+		f[bodyReplaces] = append(f[bodyReplaces], replaces[i][:]...)
+	}
+	return r.sealObject(kindRelocation, id, f)
 }
 
 // writeRelocations makes relocations durable, and known to this Repo. What they
 // name is durable already. It returns the name of the object.
-func (r *Repo) writeRelocations(ctx context.Context, volume, session layers.ID, rows []relocation) (string, error) {
-	slices.SortFunc(rows, func(x, y relocation) int {
-		return cmp.Or(slices.Compare(x.from.id[:], y.from.id[:]), cmp.Compare(x.from.number, y.from.number))
-	})
-	f := make(fields)
-	f.setID(bodyVolume, volume)
-	f.setTime(bodyTime, time.Now())
-	f.setText(bodyHost, hostName())
-	f[bodyRows] = compress(nil, appendRelocations(nil, volume, rows))
+func (r *Repo) writeRelocations(ctx context.Context, volume, session layers.ID, l *relocations, replaces []objectID) (string, error) {
 	id := newObjectID(session)
-	name := relocationName(volume, id)
-	if err := r.store.Put(ctx, name, r.sealObject(kindRelocation, id, f)); err != nil {
+	name, object := relocationName(volume, id), r.sealRelocations(id, volume, l, replaces)
+	if err := r.store.Put(ctx, name, object); err != nil {
 		return "", fmt.Errorf("write relocation: %w", err)
 	}
-	r.moves.add(volume, name, rows)
+	r.moves.add(volume, &moveObject{relocations: l, name: name, id: id, size: int64(len(object)), replaces: replaces})
 	return name, nil
 }
 
+// maxReplaced bounds the relocations that one stands for.
+const maxReplaced = 4096
+
 // parseRelocation reads a relocation object.
-func (r *Repo) parseRelocation(name string, b []byte) ([]relocation, error) {
+func (r *Repo) parseRelocation(name string, b []byte) (*moveObject, error) {
 	volume, id, ok := parseRelocationName(name)
 	h, err := parseHeader(b)
 	if err != nil {
@@ -253,183 +488,18 @@ func (r *Repo) parseRelocation(name string, b []byte) ([]relocation, error) {
 	if of, err := f.id(bodyVolume); err != nil || of != volume {
 		return nil, fmt.Errorf("it is of volume %s", of)
 	}
+	o := &moveObject{name: name, id: id}
+	list := f[bodyReplaces]
+	if len(list)%len(id) != 0 || len(list)/len(id) > maxReplaced {
+		return nil, fmt.Errorf("what it replaces takes %d bytes, not %d for each of at most %d", len(list), len(id), maxReplaced)
+	}
+	for other := range slices.Chunk(list, len(id)) {
+		o.replaces = append(o.replaces, objectID(other))
+	}
 	text, err := expand(f[bodyRows], relocationLimit)
 	if err != nil {
 		return nil, err
 	}
-	return parseRelocations(text, volume)
-}
-
-// moves are the relocations that were read, by volume. They are asked for only
-// when a section cannot be read where it was written.
-type moves struct {
-	mu      sync.Mutex
-	volumes map[layers.ID]*volumeMoves
-}
-
-type volumeMoves struct {
-	reading sync.Mutex                    // one reads at a time
-	listed  time.Time                     // when the names were listed last
-	known   map[string][]hop              // by object
-	places  map[sectionKey][]sectionPlace // the newest first
-}
-
-// movesFresh is how long a listing of relocations is taken for true.
-const movesFresh = 10 * time.Second
-
-func (m *moves) of(volume layers.ID) *volumeMoves {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.volumes == nil {
-		m.volumes = make(map[layers.ID]*volumeMoves)
-	}
-	v := m.volumes[volume]
-	if v == nil {
-		v = &volumeMoves{known: make(map[string][]hop), places: make(map[sectionKey][]sectionPlace)}
-		m.volumes[volume] = v
-	}
-	return v
-}
-
-func (m *moves) add(volume layers.ID, name string, rows []relocation) {
-	v := m.of(volume)
-	v.reading.Lock()
-	defer v.reading.Unlock()
-	v.add(name, rows)
-}
-
-func (v *volumeMoves) add(name string, rows []relocation) {
-	if _, again := v.known[name]; again {
-		return
-	}
-	v.known[name] = []hop{}
-	for _, row := range rows {
-		if h := (hop{row.from.id, row.to.pack}); !slices.Contains(v.known[name], h) {
-			v.known[name] = append(v.known[name], h)
-		}
-		v.places[row.from] = append([]sectionPlace{row.to}, v.places[row.from]...)
-	}
-}
-
-// movedTo returns the other places of a section of a volume's pack. Relocations
-// that cannot be read are passed over: what they would have said stays damaged.
-func (r *Repo) movedTo(ctx context.Context, volume layers.ID, from sectionKey) ([]sectionPlace, error) {
-	v := r.moves.of(volume)
-	v.reading.Lock()
-	defer v.reading.Unlock()
-	if places := v.places[from]; len(places) > 0 || time.Since(v.listed) < movesFresh {
-		return places, nil
-	}
-	if _, err := r.readMoves(ctx, volume, v); err != nil {
-		return nil, err
-	}
-	return v.places[from], nil
-}
-
-// readMoves reads the relocations of a volume that are not known yet, and
-// returns the names of all that are listed. v.reading is held.
-func (r *Repo) readMoves(ctx context.Context, volume layers.ID, v *volumeMoves) (names []string, err error) {
-	for info, err := range r.store.List(ctx, relocationPrefix(volume)) {
-		if err != nil {
-			return nil, fmt.Errorf("list relocations: %w", err)
-		}
-		if _, _, ok := parseRelocationName(info.Name); !ok {
-			continue
-		}
-		names = append(names, info.Name)
-		if _, known := v.known[info.Name]; known {
-			continue
-		}
-		b, err := r.readAll(ctx, info.Name, min(max(info.Size, 0), relocationLimit))
-		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, fs.ErrNotExist) {
-			return nil, fmt.Errorf("read relocation: %w", err)
-		}
-		if err == nil {
-			if rows, err := r.parseRelocation(info.Name, b); err == nil {
-				v.add(info.Name, rows)
-			}
-		}
-	}
-	v.listed = time.Now()
-	return names, nil
-}
-
-// openMoved reads a section at its other places, and returns the first that is
-// whole; err, why it cannot be read where it was written, if there is none.
-func (r *Repo) openMoved(ctx context.Context, volume layers.ID, from sectionKey, want sectionKind, err error) (*sectionPlace, []byte, error) {
-	if !errors.Is(err, ErrCorrupt) {
-		return nil, nil, err
-	}
-	places, other := r.movedTo(ctx, volume, from)
-	if other != nil {
-		return nil, nil, other
-	}
-	for i := range places {
-		to := &places[i]
-		if to.kind != want {
-			continue
-		}
-		key, other := r.volumeKey(ctx, to.pack.key)
-		b := make([]byte, to.stored)
-		if other == nil {
-			other = r.readRange(ctx, packName(inData, to.pack.id), b, to.off)
-		}
-		if other == nil {
-			if b, other = key.sealer(to.pack.id).open(b, to.kind, to.number, nil); other == nil {
-				return to, b, nil
-			}
-			continue
-		}
-		if !errors.Is(other, ErrCorrupt) {
-			return nil, nil, other
-		}
-	}
-	return nil, nil, err
-}
-
-// A hop leads from a pack to one that has some of its sections too, and is
-// needed as long as that.
-type hop struct {
-	from objectID
-	to   packRef
-}
-
-// hops returns all hops of a volume's relocations that are listed.
-func (r *Repo) hops(ctx context.Context, volume layers.ID) ([]hop, error) {
-	v := r.moves.of(volume)
-	v.reading.Lock()
-	defer v.reading.Unlock()
-	names, err := r.readMoves(ctx, volume, v)
-	if err != nil {
-		return nil, err
-	}
-	var hops []hop
-	for _, name := range names {
-		hops = append(hops, v.known[name]...)
-	}
-	return hops, nil
-}
-
-// hopsOf returns the hops of one relocation; none if it cannot be read.
-func (r *Repo) hopsOf(ctx context.Context, volume layers.ID, name string) ([]hop, error) {
-	v := r.moves.of(volume)
-	v.reading.Lock()
-	defer v.reading.Unlock()
-	if _, known := v.known[name]; !known {
-		if _, err := r.readMoves(ctx, volume, v); err != nil {
-			return nil, err
-		}
-	}
-	return v.known[name], nil
-}
-
-// allMoved reports whether relocations have all frames elsewhere too.
-func (r *Repo) allMoved(ctx context.Context, frames []wanted) (bool, error) {
-	for i := range frames {
-		places, err := r.movedTo(ctx, frames[i].pack.key.volume, sectionKey{frames[i].pack.id, frames[i].frame.number})
-		if err != nil || len(places) == 0 {
-			return false, err
-		}
-	}
-	return true, nil
+	o.relocations, err = parseRelocations(text, volume)
+	return o, err
 }

@@ -80,6 +80,7 @@ type Repo struct {
 	end  context.CancelCauseFunc
 
 	cost       argonCost // of new slots
+	mergePacks int       // mergePacks unless a test merges sooner
 	packTarget int       // bytes; packTarget unless a test wants small packs
 	rootBudget int       // bytes; rootBudget unless a test wants small roots
 	splitLeaf  int       // bytes; splitLeaf unless a test wants many leaves
@@ -229,7 +230,7 @@ func newRepo(s object.Store, h *head, master [32]byte, opened *slot) *Repo {
 	r := &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
 		index: newIndex(), cache: newCache(cacheBytes), reach: newReach(), moves: new(moves), fetches: make(chan struct{}, fetchesMax),
-		life: life, end: end, cost: defaultCost, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
+		life: life, end: end, cost: defaultCost, mergePacks: mergePacks, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
 		now: time.Now,
 	}
 	r.opened.Store(opened)

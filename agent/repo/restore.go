@@ -2,7 +2,9 @@ package repo
 
 import (
 	"context"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"sync"
 
 	"golang.org/x/sync/errgroup"
@@ -43,6 +45,7 @@ type RestorePoint struct {
 	Part   int   // parts of restoreRows rows that are done
 	Groups int   // of the next part: groups of frames that are done, from the first on
 	Of     int   // how many those are in all; another number: the part begins anew
+	Sum    int64 // of where those lie; another one, since they were moved: the same
 	Bytes  int64 // of the volume, that are dealt with
 }
 
@@ -172,8 +175,8 @@ func (s *restore) zero(ctx context.Context, first, end int64) error {
 
 // data fetches the frames of the leaves and writes what is needed of them.
 func (s *restore) data(ctx context.Context, leaves []*leaf) error {
-	all := groups(allWanted(leaves))
-	done := &prefix{finished: make([]bool, len(all)), sizes: make([]int64, len(all))}
+	all := groups(s.repo.placed(allWanted(leaves)))
+	done := &prefix{finished: make([]bool, len(all)), sizes: make([]int64, len(all)), sum: sumOf(all)}
 	for i := range all {
 		done.sizes[i] = all[i].needed()
 	}
@@ -225,6 +228,17 @@ type prefix struct {
 	finished []bool
 	sizes    []int64 // bytes of the volume, by group
 	count    int
+	sum      int64 // of where the groups lie
+}
+
+// sumOf tells a way to read a part from others.
+func sumOf(all []group) (sum int64) {
+	crc := uint32(0)
+	for i := range all {
+		b := binary.LittleEndian.AppendUint64(all[i].pack.id[:len(objectID{}):len(objectID{})], uint64(all[i].off))
+		crc = crc32.Update(crc, castagnoli, binary.LittleEndian.AppendUint64(b, uint64(all[i].length)))
+	}
+	return int64(crc)
 }
 
 // skip leaves out what an earlier restore did of the part, if this is where it
@@ -232,9 +246,9 @@ type prefix struct {
 func (s *restore) skip(p *prefix) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.point.Groups, s.point.Of, s.point.Bytes = 0, len(p.sizes), s.done
+	s.point.Groups, s.point.Of, s.point.Sum, s.point.Bytes = 0, len(p.sizes), p.sum, s.done
 	from := s.options.From
-	if !s.options.Blank || from.Part != s.point.Part || from.Of != len(p.sizes) || from.Groups > from.Of {
+	if !s.options.Blank || from.Part != s.point.Part || from.Of != len(p.sizes) || from.Sum != p.sum || from.Groups > from.Of {
 		return
 	}
 	for ; p.count < from.Groups; p.count++ {

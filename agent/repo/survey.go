@@ -24,7 +24,8 @@ type survey struct {
 	lists    []listedList
 	holds    map[layers.ID][]string // names of the objects that protect a backup
 
-	leaned map[rootName]bool // parents of the backups that are being made
+	moves  map[layers.ID][]listedMove // relocations, by volume
+	leaned map[rootName]bool          // parents of the backups that are being made
 }
 
 // atWork is a backup whose session is listed.
@@ -65,7 +66,7 @@ func (r *Repo) survey(ctx context.Context, own layers.ID) (*survey, error) {
 		return nil, err
 	}
 	s.tick(l.newest)
-	s.roots, s.holds = l.roots, l.holds
+	s.roots, s.holds, s.moves = l.roots, l.holds, l.moves
 	for _, root := range l.roots {
 		s.written[root.name.backup] = root.modified
 	}

@@ -6,9 +6,6 @@ import (
 	"fmt"
 	"io/fs"
 	"slices"
-	"sync"
-
-	"golang.org/x/sync/errgroup"
 
 	"varve/layers"
 )
@@ -63,6 +60,7 @@ func (r *Repo) usage(ctx context.Context) (Usage, error) {
 	portion := make(suspects)
 	err = r.eachPack(ctx, func(s *suspect) error {
 		switch o := c.owners[s.id.session()]; {
+		case c.emptied(s.id, o.root.volume):
 		case o.keeps && o.root.volume.IsZero():
 			c.out.Unfinished.add(s.size)
 			return nil
@@ -94,19 +92,22 @@ func (r *Repo) usage(ctx context.Context) (Usage, error) {
 
 // A counting finds out what is needed as a pruning does, and removes nothing.
 type counting struct {
-	prune
+	*prune
 	volumes map[layers.ID]*VolumeUsage
 	out     Usage
 }
 
 func (r *Repo) count(ctx context.Context) (*counting, error) {
 	c := &counting{volumes: make(map[layers.ID]*VolumeUsage)}
-	c.prune = prune{repo: r, options: PruneOptions{Grace: PruneGrace, DryRun: true}}
+	c.prune = newPrune(r, PruneOptions{Grace: PruneGrace, DryRun: true})
 	var err error
 	if c.survey, err = r.survey(ctx, layers.ID{}); err != nil {
 		return nil, err
 	}
 	c.sortRoots()
+	if err := c.readMoves(ctx); err != nil {
+		return nil, err
+	}
 	c.findOwners()
 	return c, nil
 }
@@ -162,7 +163,7 @@ func (r *Repo) eachPack(ctx context.Context, do func(*suspect) error) error {
 			if !ok {
 				continue
 			}
-			if err := do(&suspect{packSize{where, id, info.Size}, info.Modified}); err != nil {
+			if err := do(&suspect{packSize: packSize{where, id, info.Size}, modified: info.Modified}); err != nil {
 				return err
 			}
 		}
@@ -177,7 +178,7 @@ func (c *counting) settle(ctx context.Context, packs suspects) error {
 	for id, s := range packs {
 		sizes[id] = s.size
 	}
-	if err := c.mark(ctx, c.live, packs); err != nil {
+	if err := c.mark(ctx, c.live, packs, false); err != nil {
 		return err
 	}
 	for id, size := range sizes {
@@ -222,14 +223,15 @@ func (r *Repo) unique(ctx context.Context, id layers.ID) (Amount, error) {
 	at := slices.IndexFunc(c.live[volume], func(root listedRoot) bool { return root.name.backup == id })
 	listed := c.live[volume][at]
 	others := rootsOf{volume: slices.Delete(slices.Clone(c.live[volume]), at, at+1)}
-	reached, err := r.reachOf(ctx, listed)
+	c.owners[sessionOf(id)] = owner{root: own.root}
+	reached, err := c.reachOf(ctx, listed)
 	if err != nil {
 		return Amount{}, err
 	}
 	only := Amount{Objects: 1, Bytes: listed.size}
 	portion := make(suspects)
 	judge := func() error {
-		if err := c.mark(ctx, others, portion); err != nil {
+		if err := c.mark(ctx, others, portion, false); err != nil {
 			return err
 		}
 		for _, s := range portion {
@@ -258,39 +260,31 @@ func (r *Repo) unique(ctx context.Context, id layers.ID) (Amount, error) {
 	return only, err
 }
 
-// reachOf returns the packs that the map of a backup names.
-func (r *Repo) reachOf(ctx context.Context, listed listedRoot) (map[objectID]bool, error) {
-	root, err := r.readRoot(ctx, listed)
+// reachOf returns the packs where the map of a backup leads.
+func (c *counting) reachOf(ctx context.Context, listed listedRoot) (map[objectID]bool, error) {
+	root, err := c.repo.readRoot(ctx, listed)
 	if err != nil {
 		return nil, err
 	}
-	reached := make(map[objectID]bool)
-	var mu sync.Mutex
-	take := func(packs []objectID) {
-		mu.Lock()
-		defer mu.Unlock()
-		for _, id := range packs {
-			reached[id] = true
-		}
-	}
-	for _, pack := range root.spans.packs {
-		take([]objectID{pack.id})
-	}
-	var refs []*leafRef
-	for i := range root.spans.rows {
-		for j := range root.spans.rows[i].leaves {
-			ref := &root.spans.rows[i].leaves[j]
-			if packs, ok := r.reach.packs(sectionKey{ref.pack.id, ref.number}); ok {
-				take(packs)
-				continue
+	reached, v := make(map[objectID]bool), c.places[listed.name.volume]
+	w := &mapWalk{repo: c.repo, places: v}
+	w.pack = func(id objectID) (more bool) {
+		if v != nil {
+			if _, moved := v.from[id]; moved {
+				return true
 			}
-			refs = append(refs, ref)
 		}
+		reached[id] = true
+		return false
 	}
-	g, ctx := errgroup.WithContext(ctx)
-	g.SetLimit(markFetches)
-	for group := range leafGroups(refs) {
-		g.Go(func() error { return r.readReach(ctx, root.name.volume, group, take) })
+	w.section = func(name sectionKey, _ uint32) {
+		at := name.id
+		if v != nil {
+			if to, ok := firstPlace(v.objects, name); ok {
+				at = to.pack.id
+			}
+		}
+		reached[at] = true
 	}
-	return reached, g.Wait()
+	return reached, w.root(ctx, root)
 }

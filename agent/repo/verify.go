@@ -143,17 +143,33 @@ func (v *verify) run(ctx context.Context, id layers.ID) (err error) {
 func (v *verify) leafPacks(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(restoreFetches)
-	for _, pack := range v.root.spans.packs {
-		ref := packRef{pack.id, pack.key}
+	for ref := range v.leafPackRefs() {
 		g.Go(func() error {
-			if pack.where == inData {
-				return nil // its frames bring it up
-			}
 			var p checkedPack
-			return v.note(p.read(ctx, v.repo, pack.where, ref, v.options.Level >= Map))
+			return v.note(p.read(ctx, v.repo, inLeaves, ref, v.options.Level >= Map))
 		})
 	}
 	return g.Wait()
+}
+
+// leafPackRefs are the packs below m/ that hold something of the backup. Those
+// with frames are brought up by them.
+func (v *verify) leafPackRefs() map[packRef]bool {
+	packs := make(map[packRef]bool)
+	add := func(ref *leafRef, kind sectionKind) {
+		if at := v.repo.placeOf(ref.place(kind)); at.where == inLeaves {
+			packs[at.pack] = true
+		}
+	}
+	for i := range v.root.spans.rows {
+		for j := range v.root.spans.rows[i].leaves {
+			add(&v.root.spans.rows[i].leaves[j], sectionLeaf)
+		}
+	}
+	if v.root.inventory != nil {
+		add(v.root.inventory, sectionInventory)
+	}
+	return packs
 }
 
 // note keeps damage for the report and lets other errors through.
@@ -218,18 +234,18 @@ func (v *verify) checkFrames(ctx context.Context, frames []wanted) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(restoreFetches)
 	var buffers sync.Pool
-	for pack := range byPack(frames) {
+	for pack := range byPack(v.repo.placed(frames)) {
 		g.Go(func() error {
 			checked, err := v.pack(ctx, pack[0].pack)
 			if checked == nil || errors.Is(err, ErrCorrupt) {
-				moved, other := v.repo.allMoved(ctx, pack)
+				moved, other := v.repo.allElsewhere(ctx, pack)
 				if other != nil {
 					return other
 				}
 				if !moved {
 					return v.note(err)
 				}
-				checked, err = new(checkedPack), nil // it is not needed any more
+				checked, err = new(checkedPack), nil // the frames are elsewhere too
 			}
 			if err != nil {
 				return v.note(err)
