@@ -13,11 +13,18 @@ import (
 
 const kindPrune = "target prune"
 
+// RepackBelow is the percentage that Prune has unless somebody says otherwise.
+const RepackBelow = repo.RepackBelow
+
 // A Prune says how to prune a target. It is also the checkpoint of the
 // operation: what was condemned and what is gone is in the target.
 type Prune struct {
 	DryRun bool          // only say what would go
 	Grace  time.Duration // 0: repo.PruneGrace; a shorter one is safe only while no backup is made
+
+	// RepackBelow is the percentage of a pack below which what is needed of it is
+	// copied into a new one. 0: nothing is copied.
+	RepackBelow int
 }
 
 // PruneTarget begins to free the space of what was deleted in a target, and of
@@ -25,6 +32,9 @@ type Prune struct {
 func (a *Agent) PruneTarget(ctx context.Context, ref string, p Prune) (catalog.Operation, error) {
 	if p.Grace < 0 {
 		return catalog.Operation{}, fail(Invalid, "prune target %s: a grace of %v: it cannot be negative", ref, p.Grace)
+	}
+	if p.RepackBelow < 0 || p.RepackBelow > 100 {
+		return catalog.Operation{}, fail(Invalid, "prune target %s: repacking below %d %%: it must be 0 to 100", ref, p.RepackBelow)
 	}
 	t, err := a.Target(ctx, ref)
 	if err != nil {
@@ -80,7 +90,7 @@ func (a *Agent) prune(ctx context.Context, op *operation, t catalog.Target, p Pr
 		return err
 	}
 	defer release()
-	report, err := r.Prune(ctx, repo.PruneOptions{DryRun: p.DryRun, Grace: p.Grace, Progress: op.progress})
+	report, err := r.Prune(ctx, repo.PruneOptions{DryRun: p.DryRun, Grace: p.Grace, RepackBelow: p.RepackBelow, Progress: op.progress})
 	if err != nil {
 		return targetError(t, "prune", err)
 	}
@@ -94,6 +104,7 @@ func Pruned(r repo.PruneReport, dryRun bool) catalog.Pruned {
 	p := catalog.Pruned{
 		DryRun: dryRun, Packs: catalog.Amount(r.Packs), Freed: catalog.Amount(r.Freed),
 		Condemned: catalog.Amount(r.Condemned), Young: catalog.Amount(r.Young),
+		Repacked: catalog.Amount(r.Repacked), Rewritten: catalog.Amount(r.Rewritten),
 		Backups: int64(r.Backups), WaitingBackups: int64(r.Waiting), Retained: r.Retained,
 	}
 	for _, err := range r.Kept[:min(len(r.Kept), maxDamage)] {

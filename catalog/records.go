@@ -239,6 +239,8 @@ type Pruned struct {
 	Freed          Amount   // objects that went
 	Condemned      Amount   // packs that nothing needs, and that go once the grace is over
 	Young          Amount   // packs that nothing needs, but that are younger than the grace
+	Repacked       Amount   // packs that what is needed of was copied out of
+	Rewritten      Amount   // packs that it was copied to
 	Backups        int64    // deleted ones whose last traces went
 	WaitingBackups int64    // deleted within the grace
 	Retained       int64    // objects that the target's own retention keeps

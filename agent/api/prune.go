@@ -21,8 +21,12 @@ func (s *Server) addPrune(h huma.API) {
 		Body   newPruneBody
 	}) (*answer[operationBody], error) {
 		n := in.Body.Prune
+		below := agent.RepackBelow
+		if n.RepackBelow != nil {
+			below = *n.RepackBelow
+		}
 		return begun(s.config.Agent.PruneTarget(ctx, in.Target, agent.Prune{
-			DryRun: n.DryRun, Grace: time.Duration(n.GraceSeconds * float64(time.Second)),
+			DryRun: n.DryRun, Grace: time.Duration(n.GraceSeconds * float64(time.Second)), RepackBelow: below,
 		}))
 	}, accepted)
 }
@@ -53,6 +57,8 @@ func PrunedBy(p catalog.Pruned) Pruned {
 		FreedObjects: p.Freed.Objects, FreedBytes: p.Freed.Bytes,
 		CondemnedObjects: p.Condemned.Objects, CondemnedBytes: p.Condemned.Bytes,
 		YoungObjects: p.Young.Objects, YoungBytes: p.Young.Bytes,
+		RepackedObjects: p.Repacked.Objects, RepackedBytes: p.Repacked.Bytes,
+		RewrittenObjects: p.Rewritten.Objects, RewrittenBytes: p.Rewritten.Bytes,
 		Backups: p.Backups, WaitingBackups: p.WaitingBackups, Retained: p.Retained, Kept: kept,
 	}
 }

@@ -388,6 +388,10 @@ type Pruned struct {
 	CondemnedBytes   int64    `json:"condemned_bytes"`
 	YoungObjects     int64    `json:"young_objects" doc:"packs that nothing needs, but that are younger than the grace"`
 	YoungBytes       int64    `json:"young_bytes"`
+	RepackedObjects  int64    `json:"repacked_objects" doc:"packs that what is needed of was copied out of; they go later"`
+	RepackedBytes    int64    `json:"repacked_bytes"`
+	RewrittenObjects int64    `json:"rewritten_objects" doc:"packs that it was copied to"`
+	RewrittenBytes   int64    `json:"rewritten_bytes"`
 	Backups          int64    `json:"backups" doc:"deleted backups whose last traces went"`
 	WaitingBackups   int64    `json:"waiting_backups" doc:"backups that were deleted within the grace"`
 	Retained         int64    `json:"retained_objects" doc:"that were to go and that the target's own retention keeps; not among those freed"`
@@ -398,6 +402,7 @@ type Pruned struct {
 type NewPrune struct {
 	DryRun       bool    `json:"dry_run,omitempty" doc:"only say what would go"`
 	GraceSeconds float64 `json:"grace_seconds,omitempty" minimum:"0" doc:"how long what is condemned stays; 0: 24 hours. A shorter one is safe only while no backup is made"`
+	RepackBelow  *int    `json:"repack_below,omitempty" minimum:"0" maximum:"100" doc:"percentage of a pack below which what is needed of it is copied into a new pack, small packs with others; 0: nothing is copied. 60 if it is left out"`
 }
 
 // Ended reports whether the operation runs no more.

@@ -16,9 +16,11 @@ func (p *program) pruneVerb() *cli.Command {
 	command := p.verb("prune", "[TARGET]", "free the space of deleted backups, and of what crashed ones left",
 		outputFlags(moveFlags(
 			&cli.BoolFlag{Name: "dry-run", Usage: "only say what would go"},
-			&cli.DurationFlag{Name: "grace", DefaultText: "24h", Usage: "`TIME` that what is condemned stays; with less than 24h no backup may run into the target, on any host"})...),
+			&cli.DurationFlag{Name: "grace", DefaultText: "24h", Usage: "`TIME` that what is condemned stays; with less than 24h no backup may run into the target, on any host"},
+			&cli.IntFlag{Name: "repack-below", Value: repo.RepackBelow, Usage: "copy what is needed of packs of which less than `PERCENT` is, and small packs together; 0: copy nothing"})...),
 		(*call).targetPrune)
 	command.Description = "What no backup needs is condemned first. A run that is a grace or more later removes it. " +
+		"Of packs that hold little of use that is copied into new ones, and the old ones go the same way. " +
 		"Backups, restores and other runs, on this and on other hosts, may go on meanwhile. With --target URL no daemon is needed."
 	return command
 }
@@ -28,8 +30,10 @@ func (c *call) targetPrune() error {
 	if err != nil {
 		return err
 	}
-	grace := c.Duration("grace")
+	grace, below := c.Duration("grace"), c.Int("repack-below")
 	switch {
+	case below < 0 || below > 100:
+		return usagef("target prune: --repack-below %d: a percentage, 0 to 100", below)
 	case grace < 0 || c.IsSet("grace") && grace == 0:
 		return usagef("target prune: --grace %v: it must be longer than nothing; 24h is the default", grace)
 	case grace > 0 && grace < repo.PruneGrace:
@@ -40,7 +44,7 @@ func (c *call) targetPrune() error {
 		if len(c.args) > 0 {
 			return usagef("target prune: %s or --target URL, not both", c.args[0])
 		}
-		return c.directPrune(out, grace)
+		return c.directPrune(out, grace, below)
 	}
 	if len(c.args) == 0 {
 		return usagef("target prune: which TARGET? A name, or --target URL before it to do without the daemon")
@@ -49,7 +53,7 @@ func (c *call) targetPrune() error {
 	if err != nil {
 		return err
 	}
-	o, err := client.PruneTarget(c.ctx, c.args[0], api.NewPrune{DryRun: c.Bool("dry-run"), GraceSeconds: grace.Seconds()})
+	o, err := client.PruneTarget(c.ctx, c.args[0], api.NewPrune{DryRun: c.Bool("dry-run"), GraceSeconds: grace.Seconds(), RepackBelow: &below})
 	if err != nil {
 		return err
 	}
@@ -66,7 +70,7 @@ func (c *call) targetPrune() error {
 }
 
 // directPrune prunes the target at the URL.
-func (c *call) directPrune(out format, grace time.Duration) error {
+func (c *call) directPrune(out format, grace time.Duration, below int) error {
 	t, err := c.openDirect()
 	if err != nil {
 		return err
@@ -74,7 +78,7 @@ func (c *call) directPrune(out format, grace time.Duration) error {
 	defer t.Close()
 	bar := newProgress(c.stderr, "target prune", c.onTerminal())
 	dry := c.Bool("dry-run")
-	report, err := t.Prune(c.ctx, repo.PruneOptions{DryRun: dry, Grace: grace, Progress: bar.update})
+	report, err := t.Prune(c.ctx, repo.PruneOptions{DryRun: dry, Grace: grace, RepackBelow: below, Progress: bar.update})
 	bar.finish()
 	if err != nil {
 		return fmt.Errorf("prune target %s: %w", t.url, err)
@@ -93,6 +97,10 @@ func prunedFields(p api.Pruned) []field {
 		{"condemned_bytes", byteCount(p.CondemnedBytes)},
 		{"young_objects", p.YoungObjects},
 		{"young_bytes", byteCount(p.YoungBytes)},
+		{"repacked_objects", p.RepackedObjects},
+		{"repacked_bytes", byteCount(p.RepackedBytes)},
+		{"rewritten_objects", p.RewrittenObjects},
+		{"rewritten_bytes", byteCount(p.RewrittenBytes)},
 		{"waiting_backups", p.WaitingBackups},
 		{"pack_objects", p.PackObjects},
 		{"pack_bytes", byteCount(p.PackBytes)},
