@@ -8,15 +8,17 @@ import (
 
 // Bounds on how a courtesy divides time.
 const (
-	workWindow  = 100 * time.Millisecond // work goes on so long before it is judged
-	drainLimit  = time.Second            // and what is under way is waited for so long
-	leastRest   = 20 * time.Millisecond  // enough to see what guests do alone
-	probeEvery  = 500 * time.Millisecond // how often they are looked at where they need no rest
-	mostRest    = 15                     // times the work
-	allowedLoss = 0.08                   // the share of their requests that guests may lose
-	busyRate    = 200                    // requests a second, from which on guests count fully
-	forgetAfter = 5 * time.Second        // what guests did this long ago tells nothing
-	goneAfter   = 200 * time.Millisecond // of a rest without any request
+	workWindow   = 100 * time.Millisecond // work goes on so long before it is judged
+	drainLimit   = time.Second            // and what is under way is waited for so long
+	leastRest    = 20 * time.Millisecond  // enough to see what guests do alone
+	probeEvery   = 500 * time.Millisecond // how often they are looked at where they need no rest
+	mostRest     = 15                     // times the work
+	allowedLoss  = 0.08                   // the share of their requests that guests may lose
+	busyRate     = 200                    // requests a second, from which on guests count fully
+	aloneWeight  = 0.25                   // of a rest in the average
+	besideWeight = 0.5                    // of a window: guests are hurt at once
+	forgetAfter  = 5 * time.Second        // what guests did this long ago tells nothing
+	goneAfter    = 200 * time.Millisecond // of a rest without any request
 )
 
 // A courtesy holds operations back while the users of volumes want the machine.
@@ -46,12 +48,13 @@ type rate struct {
 	known bool
 }
 
-func (r *rate) add(n int64, d time.Duration) {
+// add counts n requests in d, which weigh that much of the average.
+func (r *rate) add(n int64, d time.Duration, weight float64) {
 	now := float64(n) / d.Seconds()
 	if !r.known {
 		r.value, r.known = now, true
 	}
-	r.value += (now - r.value) / 4
+	r.value += weight * (now - r.value)
 }
 
 // turn returns when a piece of work, of milliseconds, may begin. end is called
@@ -144,7 +147,7 @@ func (c *courtesy) begin(now time.Time) { c.mark, c.count = now, c.requests() }
 // all, the next window has begun.
 func (c *courtesy) next(now time.Time) time.Duration {
 	before, worked := c.beside, now.Sub(c.mark)
-	c.beside.add(c.requests()-c.count, worked)
+	c.beside.add(c.requests()-c.count, worked, besideWeight)
 	pause := c.pause(worked, now)
 	if pause == 0 {
 		c.begin(now)
@@ -173,7 +176,7 @@ func (c *courtesy) wake() {
 	defer c.mu.Unlock()
 	now := time.Now()
 	made, rested := c.requests()-c.count, now.Sub(c.mark)
-	c.alone.add(made, rested)
+	c.alone.add(made, rested, aloneWeight)
 	if made == 0 && rested >= goneAfter {
 		c.alone.value = 0
 	}

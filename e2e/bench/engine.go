@@ -49,7 +49,9 @@ var engineJobList = []struct {
 	{"snapshot create", snapshotUnderLoad},
 	{"snapshot delete", deleteHidden},
 	{"open", openLarge},
-	{"backup", besideBackup},
+	{"backup", besideBackup.run},
+	{"restore", besideRestore.run},
+	{"verify", besideVerify.run},
 }
 
 // engineJobs runs the jobs on volumes alone.
