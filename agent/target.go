@@ -21,6 +21,7 @@ const (
 	openTimeout  = time.Minute     // to open its repository, a key derivation included
 	syncTimeout  = 5 * time.Minute // to read its list of backups
 	probeTimeout = 5 * time.Second // to answer at all
+	seenFresh    = time.Minute     // for which a repository that was there is taken to be there
 )
 
 // maxRequests is how many requests to one target are under way at once.
@@ -54,6 +55,7 @@ type target struct {
 
 	// These are guarded by Agent.mu.
 	repo    *repo.Repo // nil until it is used
+	seen    time.Time  // when the store was last found to hold it
 	users   int        // who needs it now
 	removed bool
 	poll    *poll // that is under way; nil: none
@@ -92,7 +94,7 @@ func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (AddedTarget, error)
 		r.Close() // Nothing was written; the first error says more.
 		return AddedTarget{}, err
 	}
-	t.repo = r
+	t.repo, t.seen = r, time.Now()
 	a.mu.Lock()
 	a.targets[record.ID] = t
 	a.mu.Unlock()
@@ -299,9 +301,20 @@ func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*rep
 	}
 	defer t.leave()
 	a.mu.Lock()
-	r := t.repo
+	r, fresh := t.repo, time.Since(t.seen) < seenFresh
 	a.mu.Unlock()
+	if r != nil && fresh {
+		return r, nil
+	}
 	if r != nil {
+		err := r.Present(ctx)
+		if errors.Is(err, repo.ErrAnother) {
+			err = fail(Conflict, "%w: remove the target and add it again", err)
+		}
+		if err != nil {
+			return nil, err
+		}
+		a.saw(t, r)
 		return r, nil
 	}
 	secret, err := a.readSecrets(record.ID)
@@ -319,10 +332,15 @@ func (a *Agent) openRepository(ctx context.Context, record catalog.Target) (*rep
 		r.Close() // Nothing was written.
 		return nil, anotherRepository(r, record)
 	}
-	a.mu.Lock()
-	t.repo = r
-	a.mu.Unlock()
+	a.saw(t, r)
 	return r, nil
+}
+
+// saw remembers that a target's repository was there a moment ago.
+func (a *Agent) saw(t *target, r *repo.Repo) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	t.repo, t.seen = r, time.Now()
 }
 
 func anotherRepository(r *repo.Repo, t catalog.Target) error {

@@ -300,3 +300,52 @@ func TestRemovedTargetKeepsItsBackups(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// Another repository in the place of a target's is not taken for it, though the
+// daemon has the target open: nothing is written to it, and no backup is taken
+// for deleted.
+func TestTargetReplacedByAnother(t *testing.T) {
+	w, a := startWithTarget(t)
+	addTarget(t, a, "t2")
+	createVolume(t, a, "v", mib)
+	write(t, a, "v", 1, 0, mib)
+	made := backUp(t, a, NewBackup{Volume: "v", Target: "t1"})
+	t1, t2 := w.store(url("t1")), w.store(url("t2"))
+	own := t1.Store
+	t1.Store = t2.Store
+	record := must(a.Target(t.Context(), "t1"))(t)
+	forget := func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.targets[record.ID].seen = time.Time{}
+	}
+	count := func() (n int) {
+		for _, err := range t2.List(t.Context(), "") {
+			if err != nil {
+				t.Fatal(err)
+			}
+			n++
+		}
+		return n
+	}
+	before := count()
+	forget()
+	wantError(t, a.SyncTarget(t.Context(), "t1"), Conflict, "another repository is there now", "remove the target")
+	forget()
+	_, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Target: "t1", Incremental: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := finish(t, a, op); last.State != catalog.Failed || !strings.Contains(last.Error, "another repository is there now") {
+		t.Errorf("a backup into another repository: %s, %q", last.State, last.Error)
+	}
+	if after := count(); after != before {
+		t.Errorf("the other repository has %d objects, had %d", after, before)
+	}
+	t1.Store = own
+	forget()
+	if err := a.SyncTarget(t.Context(), "t1"); err != nil {
+		t.Error(err)
+	}
+	same(t, "backup", imageContent(t, a, made.ID), content(t, a, "v"))
+}

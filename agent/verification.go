@@ -58,6 +58,8 @@ func (a *Agent) VerifyTarget(ctx context.Context, ref string, r VerifyRequest) (
 		return catalog.Operation{}, fail(Invalid, "%w", err)
 	case r.Samples < 0 || r.MaxRate < 0 || r.OlderThan < 0:
 		return catalog.Operation{}, fail(Invalid, "samples, rate and age cannot be negative")
+	case r.Samples > repo.MaxSamples:
+		return catalog.Operation{}, fail(Invalid, "%d samples are more than %d: the mode deep reads everything", r.Samples, repo.MaxSamples)
 	case r.Samples > 0 && level != repo.Sample:
 		return catalog.Operation{}, fail(Invalid, "a number of samples goes with the mode sample, and not with %s", r.Mode)
 	case r.OlderThan > 0 && level != repo.Deep:

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"math"
 	"slices"
 	"strings"
 	"sync"
@@ -324,4 +325,11 @@ func TestVerificationSurvivesAKill(t *testing.T) {
 	if again := reads - leaves; again > packs-60 || again < 3 {
 		t.Errorf("%d of %d packs were read by the daemon after", again, packs)
 	}
+}
+
+// More samples than anybody has time for are refused.
+func TestSamplesAreBounded(t *testing.T) {
+	_, a := startWithTarget(t)
+	_, err := a.VerifyTarget(t.Context(), "t1", VerifyRequest{Mode: "sample", Samples: math.MaxInt})
+	wantError(t, err, Invalid, "deep reads everything")
 }

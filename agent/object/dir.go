@@ -17,17 +17,6 @@ import (
 	"time"
 )
 
-// What lies in the folder of a Dir besides the objects. No object can have
-// these names: CheckName knows no capitals.
-const (
-	markerName  = "VARVE-TARGET" // says that this is the folder, and not an empty mount point
-	stagingName = "VARVE-TMP"    // Puts under way
-)
-
-const markerText = `This folder is a Varve backup target. The files in it belong together: leave them
-to Varve. Without this file Varve takes the folder for one that is not mounted.
-`
-
 // staleAfter is how long a staged file must have been left alone before it is
 // taken for the leftover of a crash. Other hosts may be writing to the same
 // folder, and no Put pauses that long.
@@ -36,8 +25,9 @@ const staleAfter = 24 * time.Hour
 // Dir returns the Store in the folder at path, which [CreateDir] has made
 // before. A folder without its marker is refused: it may be the empty mount
 // point of a file system that is not there today, and backups written to it
-// would vanish under the mount. The marker is looked for again at each Put,
-// and whenever an object is not found.
+// would vanish under the mount. The marker is looked for again at each Put and
+// List, and whenever an object is not found; it has to be the same as at first,
+// so that nothing goes into another target that was put in the folder's place.
 //
 // The object "a/b" is the file a/b. A Put writes a file in the folder
 // VARVE-TMP, syncs it, renames it and syncs the folder it comes to lie in, so
@@ -81,6 +71,8 @@ type dir struct {
 	mu    sync.Mutex
 	made  map[string]bool
 	swept time.Time
+
+	marker marker
 }
 
 func newDir(path string) (*dir, error) {
@@ -119,26 +111,10 @@ func (d *dir) create() error {
 	if err := os.Mkdir(filepath.Join(d.root, stagingName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	return d.write(context.Background(), markerName, []byte(markerText))
-}
-
-// present returns nil if the folder is there and is one of ours. Its error
-// never is fs.ErrNotExist.
-func (d *dir) present() error {
-	_, err := os.Lstat(filepath.Join(d.root, markerName))
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, fs.ErrNotExist), errors.Is(err, syscall.ENOTDIR):
-		if info, err := os.Stat(d.root); err == nil && !info.IsDir() {
-			return errors.New("not a folder")
-		} else if err != nil {
-			return fmt.Errorf("the folder does not exist; %w A new one must be created first", ErrAway)
-		}
-		return fmt.Errorf("the folder is there, but is not a Varve target (no file %s in it); %w "+
-			"A new target must be created first", markerName, ErrAway)
+	if err := d.write(context.Background(), markerName, newMarker()); err != nil {
+		return err
 	}
-	return err
+	return d.present()
 }
 
 // begin is what every operation on a name begins with. It counts as a request.
@@ -166,7 +142,9 @@ func (d *dir) Put(ctx context.Context, name string, data []byte) error {
 		err = d.put(ctx, name, data)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		err = errors.New(err.Error()) // the folder is broken; the object may well exist
+		if err = errors.New(err.Error()); d.present() != nil { // the object may well exist
+			err = d.present()
+		}
 	}
 	if err != nil {
 		return d.fail("put", name, err)
@@ -352,8 +330,12 @@ func (d *dir) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 		if err == nil {
 			err = d.present()
 		}
+		more := false
 		if err == nil {
-			_, err = d.walk(ctx, ".", prefix, func(i Info) bool { return yield(i, nil) })
+			more, err = d.walk(ctx, ".", prefix, func(i Info) bool { return yield(i, nil) })
+		}
+		if err == nil && more {
+			err = d.present() // or else this was the end of what is left of it
 		}
 		if err != nil {
 			yield(Info{}, d.fail("list", prefix, err))

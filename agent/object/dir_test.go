@@ -117,6 +117,45 @@ func TestDirUnmountedWhileOpen(t *testing.T) {
 	}
 }
 
+// Another target in the folder's place is not taken for the one that was there;
+// that one is, when it comes back, also as a copy.
+func TestDirReplaced(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "target")
+	s := createDir(t, path)
+	if err := s.Put(t.Context(), "p/a", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	createDir(t, path+".other")
+	for _, names := range [][2]string{{path, path + ".away"}, {path + ".other", path}} {
+		if err := os.Rename(names[0], names[1]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_, getErr := s.Get(t.Context(), "p/a", make([]byte, 1), 0)
+	var listErr error
+	for _, listErr = range s.List(t.Context(), "") {
+	}
+	for op, err := range map[string]error{
+		"Put": s.Put(t.Context(), "p/b", []byte("y")), "Get": getErr, "List": listErr, "Delete": s.Delete(t.Context(), "p/a"),
+	} {
+		if !object.Away(err) || !strings.Contains(err.Error(), "another target") {
+			t.Errorf("%s in another target: got %v", op, err)
+		}
+	}
+	if _, err := os.Stat(filepath.Join(path, "p")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("the other target was written to: %v", err)
+	}
+	if err := os.RemoveAll(path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.CopyFS(path, os.DirFS(path+".away")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(t.Context(), "p/b", []byte("y")); err != nil {
+		t.Errorf("Put in a copy of the target: %v", err)
+	}
+}
+
 // Leftovers of a crashed Put are no objects, and go when they are old.
 func TestDirLeftovers(t *testing.T) {
 	path := t.TempDir()

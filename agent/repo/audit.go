@@ -19,7 +19,7 @@ import (
 // AuditOptions choose what Audit reads.
 type AuditOptions struct {
 	Level   Level
-	Samples int       // frames that Sample reads; 0: defaultSamples
+	Samples int       // frames that Sample reads; 0: defaultSamples; at most MaxSamples
 	Rate    int64     // bytes a second that are read at most; 0: no limit
 	Since   time.Time // Deep leaves out packs that the ledger has as sound since then; zero: none
 	Ledger  Ledger
@@ -47,6 +47,9 @@ type Ledger struct {
 // defaultSamples find, nineteen times out of twenty, that a thousandth of all
 // frames is damaged.
 const defaultSamples = 3000
+
+// MaxSamples is how many frames Sample draws at most. Who wants more wants Deep.
+const MaxSamples = 1 << 20
 
 // A Range is a part of a volume, in bytes.
 type Range struct{ Off, Len int64 }
@@ -119,6 +122,7 @@ func (r *Repo) Audit(ctx context.Context, o AuditOptions) (AuditReport, error) {
 	if o.Samples <= 0 {
 		o.Samples = defaultSamples
 	}
+	o.Samples = min(o.Samples, MaxSamples)
 	if o.Rate > 0 {
 		r = r.over(&pacedStore{Store: r.store, pace: pace{rate: o.Rate}})
 	}

@@ -40,6 +40,8 @@ var (
 	// be read: an incremental backup on it would have lost the same. It comes
 	// with ErrCorrupt.
 	ErrParentDamaged = errors.New("parent backup has lost data")
+	// ErrAnother means that a store holds another repository than before.
+	ErrAnother = errors.New("another repository is there now")
 	// ErrStale means that a backup could not show for so long that it is being
 	// made that what it stored may be gone. Create may go on from its last
 	// Checkpoint: it looks what is there.
@@ -250,6 +252,17 @@ func readHead(ctx context.Context, s object.Store) (*head, []byte, error) {
 		return nil, nil, damaged(headName, 0, err)
 	}
 	return h, b, nil
+}
+
+// Present makes sure that the store still holds this repository: another may have
+// come into its place. Errors: ErrNoRepository, ErrAnother, ErrCorrupt, and those
+// of the store. It takes one request.
+func (r *Repo) Present(ctx context.Context) error {
+	h, _, err := readHead(ctx, r.store)
+	if err == nil && h.id != r.head.id {
+		err = fmt.Errorf("%w: %s instead of %s", ErrAnother, h.id, r.head.id)
+	}
+	return err
 }
 
 // ID names the repository. It never changes.
