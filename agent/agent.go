@@ -139,6 +139,7 @@ func open(ctx context.Context, c Config, lock *stateLock) (*Agent, error) {
 		}
 	}
 	removeHalfSecrets(c.State)
+	guardSecrets(c.State, c.Log)
 	cat, err := catalog.Open(catalogDir(c.State), c.Log)
 	if err != nil {
 		return nil, fail(Unavailable, "%w. If it is damaged, make a new one with: varve catalog rebuild", err)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"log/slog"
 	"os"
 	"path/filepath"
 
@@ -29,6 +30,24 @@ func removeHalfSecrets(state string) {
 	names, _ := filepath.Glob(filepath.Join(state, "secrets", halfSecrets+"*")) // the pattern is good
 	for _, name := range names {
 		os.Remove(name)
+	}
+}
+
+// guardSecrets takes from everybody else the right to read the secrets, whoever
+// gave it, and says so: they may have been read.
+func guardSecrets(state string, log *slog.Logger) {
+	folder := filepath.Join(state, "secrets")
+	names, _ := filepath.Glob(filepath.Join(folder, "*")) // the pattern is good
+	for _, name := range append(names, folder) {
+		info, err := os.Lstat(name)
+		if err != nil || info.Mode()&0o077 == 0 || info.Mode()&fs.ModeSymlink != 0 {
+			continue
+		}
+		if err := os.Chmod(name, info.Mode().Perm()&0o700); err != nil {
+			log.Error("others can read secrets of targets, and that cannot be changed", "path", name, "mode", info.Mode(), "error", err)
+			continue
+		}
+		log.Warn("others could read secrets of targets: they cannot any more; consider new credentials and keys", "path", name, "mode", info.Mode())
 	}
 }
 

@@ -54,7 +54,17 @@ func TestSecretsStayInTheirFile(t *testing.T) {
 			t.Error("the log holds a secret")
 		}
 	}
+	for _, name := range []string{path, filepath.Dir(path)} {
+		if err := os.Chmod(name, 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
 	a = w.start(dir) // They are enough to go on with.
+	for name, want := range map[string]os.FileMode{path: 0o700, filepath.Dir(path): 0o700} {
+		if info, err := os.Stat(name); err != nil || info.Mode().Perm() != want || !strings.Contains(w.logged(), "path="+name+" ") {
+			t.Errorf("%s that others could read: %v, %v, or nothing is said", name, info.Mode(), err)
+		}
+	}
 	same(t, "backup", imageContent(t, a, b.ID), pattern(1, mib))
 	if err := a.RemoveTarget(t.Context(), "t"); err != nil {
 		t.Fatal(err)

@@ -142,8 +142,11 @@ func (d *dir) Put(ctx context.Context, name string, data []byte) error {
 		err = d.put(ctx, name, data)
 	}
 	if errors.Is(err, fs.ErrNotExist) {
-		if err = errors.New(err.Error()); d.present() != nil { // the object may well exist
-			err = d.present()
+		// Not fs.ErrNotExist, since the object may well be there.
+		if away := d.present(); away != nil {
+			err = away
+		} else {
+			err = fmt.Errorf("%v, as if somebody moved the folder meanwhile; %w", err, ErrAway)
 		}
 	}
 	if err != nil {

@@ -156,6 +156,19 @@ func TestDirReplaced(t *testing.T) {
 	}
 }
 
+// A folder that does not take a file which was just made for it is one that
+// somebody moves: what writes there may go on later.
+func TestDirMovedDuringPut(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "target")
+	s := createDir(t, path)
+	if err := os.Symlink("gone", filepath.Join(path, "p")); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Put(t.Context(), "p/a", []byte("x")); !object.Away(err) || errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("got %v", err)
+	}
+}
+
 // Leftovers of a crashed Put are no objects, and go when they are old.
 func TestDirLeftovers(t *testing.T) {
 	path := t.TempDir()

@@ -61,13 +61,19 @@ func NewTransport(caFile string, env map[string]string) (*Transport, error) {
 }
 
 // A Transport sends requests no faster than the [Gate] that they came through
-// wants.
+// wants, and ends answers that no server gives.
 type Transport struct {
 	plain *http.Transport
 }
 
 // RoundTrip is http.RoundTripper's.
-func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) { return roundTrip(t.plain, r) }
+func (t *Transport) RoundTrip(r *http.Request) (*http.Response, error) {
+	answer, err := roundTrip(t.plain, r)
+	if err == nil {
+		answer.Body = bounded(r, answer)
+	}
+	return answer, err
+}
 
 // CloseIdleConnections is what http.Client looks for.
 func (t *Transport) CloseIdleConnections() { t.plain.CloseIdleConnections() }

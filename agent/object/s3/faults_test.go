@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"varve/agent/object"
+	"varve/agent/object/objecttest"
 	"varve/agent/object/s3"
 	"varve/e2e/testbed"
 )
@@ -206,3 +207,5 @@ func TestDeleteSomeRefused(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+func TestHostileServer(t *testing.T) { objecttest.RunHostile(t, stub) }

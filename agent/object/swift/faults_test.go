@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"varve/agent/object"
+	"varve/agent/object/objecttest"
 	"varve/agent/object/swift"
 	"varve/e2e/testbed"
 )
@@ -149,3 +150,5 @@ func TestNoBulkDelete(t *testing.T) {
 		t.Errorf("got %s\nwant %s", got, want)
 	}
 }
+
+func TestHostileServer(t *testing.T) { objecttest.RunHostile(t, stub) }
