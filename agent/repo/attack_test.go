@@ -137,17 +137,8 @@ func (x *rich) breakAndRepair(t *testing.T, r *Repo, id layers.ID, image []byte)
 
 // crash leaves what a host leaves that is killed in the middle of a backup.
 func (x *rich) crash(t *testing.T, v *volume, parent layers.ID) {
-	puts := 0
-	hook := &objecttest.Hook{Store: x.store, Before: func(op, name string) error {
-		if op == "put" {
-			puts++
-		}
-		if puts > 2 {
-			return errStopped
-		}
-		return nil
-	}}
-	r, err := Open(t.Context(), hook, Key{Passphrase: secret})
+	cut := &line{left: 2}
+	r, err := Open(t.Context(), &objecttest.Hook{Store: x.store, Before: cut.before}, Key{Passphrase: secret})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -7,6 +7,8 @@ import (
 	"io"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -85,10 +87,10 @@ func TestSessionIsRenewedAndSwept(t *testing.T) {
 func TestBackupWithoutARenewedSessionStops(t *testing.T) {
 	// The store takes no sessions for longer than pruning waits.
 	synctest.Test(t, func(t *testing.T) {
-		renewals := 0
+		var renewals atomic.Int32
 		hook := &objecttest.Hook{Store: object.NewMem(), Before: func(op, name string) error {
 			if op == "put" && strings.HasPrefix(name, sessionRoot) {
-				if renewals++; renewals > 1 {
+				if renewals.Add(1) > 1 {
 					return io.ErrUnexpectedEOF
 				}
 			}
@@ -113,9 +115,12 @@ func TestBackupWithoutARenewedSessionStops(t *testing.T) {
 func TestSessionNumbersGoOn(t *testing.T) {
 	// The same backup tried again never writes a name twice.
 	store := object.NewMem()
+	var mu sync.Mutex
 	puts := make(map[string]int)
 	fail := true
 	hook := &objecttest.Hook{Store: store, Before: func(op, name string) error {
+		mu.Lock()
+		defer mu.Unlock()
 		if op == "put" {
 			puts[name]++
 		}
