@@ -27,6 +27,8 @@ fill /srv sunday 8`},
 is $(varve backup show monday -o value -c is_incremental) True
 varve backup create db1 --target s3 --force >/dev/null
 varve backup create db1 --target usb --force >/dev/null`},
+	{has: "varve backup expire", then: `is "$(varve backup list --target offsite -o value -c Name | tr '\n' ' ')" "monday sunday "
+is $(varve backup list -o value -c ID | wc -l) 4`},
 	{has: "varve mount /tmp/browse", then: `is $(status db1-restored) available
 umount /srv
 varve detach db1 >/dev/null
@@ -61,10 +63,7 @@ func TestVMReadme(t *testing.T) {
 	if len(blocks) != len(readmeSteps) {
 		t.Fatalf("README.md has %d blocks of shell commands, want %d", len(blocks), len(readmeSteps))
 	}
-	var openrc strings.Builder
-	for name, value := range swift.EnvVia(fromGuest(swift.URL)) {
-		fmt.Fprintf(&openrc, "export %s='%s'\n", name, value)
-	}
+	openrc := exports(swift.EnvVia(fromGuest(swift.URL)))
 	here := strings.NewReplacer(
 		"https://s3.example.org&region=eu-1", "http://"+fromGuest(s3.URL)+"&region="+s3.Env()["AWS_REGION"],
 		"AWS_ACCESS_KEY_ID=…", "AWS_ACCESS_KEY_ID="+s3.Env()["AWS_ACCESS_KEY_ID"],
@@ -73,7 +72,7 @@ func TestVMReadme(t *testing.T) {
 		"s3://bucket/", "s3://readme-test/",
 		". openrc.sh", ". ./openrc.sh", // a POSIX shell looks for it in PATH alone
 	)
-	script := strings.Replace(readmeGuest, "/run/varve.log", "/var/log/varve.log", 1) + "cat >openrc.sh <<'EOF'\n" + openrc.String() + "EOF\n"
+	script := strings.Replace(readmeGuest, "/run/varve.log", "/var/log/varve.log", 1) + "cat >openrc.sh <<'EOF'\n" + openrc + "EOF\n"
 	for i, step := range readmeSteps {
 		if !strings.Contains(blocks[i], step.has) {
 			t.Fatalf("block %d of README.md lacks %q:\n%s", i+1, step.has, blocks[i])

@@ -32,7 +32,7 @@ func (c *call) backupRestore() error {
 	if c.directURL() != "" {
 		switch {
 		case to == "":
-			return usagef("backup restore: with --target URL it must be said where to: varve --target URL backup restore BACKUP FILE")
+			return usagef("backup restore: with --target URL a FILE is needed: varve --target URL backup restore BACKUP FILE")
 		case c.String("name") != "":
 			return usagef("backup restore: --name is for a new volume of the daemon, and --target URL restores into an image: leave one of them out")
 		}
