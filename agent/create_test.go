@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"reflect"
 	"strings"
 	"sync"
 	"testing"
@@ -150,12 +151,15 @@ func TestVolumeInUseNeedsForce(t *testing.T) {
 	createVolume(t, a, "v", mib)
 	d := attach(t, a, "v")
 	defer d.detach()
-	before := must(a.Volume(t.Context(), "v"))(t)
+	before, quota := must(a.Volume(t.Context(), "v"))(t), must(a.Quota(t.Context()))(t)
 	_, _, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v"})
 	wantError(t, err, InUse, "in use", "--force", "--snapshot")
 	after := must(a.Volume(t.Context(), "v"))(t)
 	if after.Status != before.Status || !after.Updated.Equal(before.Updated) || after.PreviousStatus != "" {
 		t.Errorf("volume after %+v, before %+v", after.Volume, before.Volume)
+	}
+	if now := must(a.Quota(t.Context()))(t); !reflect.DeepEqual(now, quota) {
+		t.Errorf("quota after %+v, before %+v", now, quota)
 	}
 	if n := len(must(a.Backups(t.Context()))(t)); n != 0 {
 		t.Errorf("%d backups", n)

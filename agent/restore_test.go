@@ -80,7 +80,7 @@ func TestRestoreOverwritesAVolume(t *testing.T) {
 	same(t, "old after the refusals", content(t, a, "old"), pattern(2, 4*mib))
 
 	v := restore(t, a, "b", RestoreRequest{Volume: "old", Force: true})
-	if v.Name != "old" || v.Description != "d" || v.Size != 4*mib || v.Status != catalog.Available || v.PreviousStatus != "" {
+	if v.Name != "old" || v.Description != "d" || v.Type != "default" || v.Size != 4*mib || v.Status != catalog.Available || v.PreviousStatus != "" {
 		t.Errorf("after: %+v", v.Volume)
 	}
 	same(t, "overwritten", content(t, a, "old"), append(pattern(1, 64<<10), make([]byte, 4*mib-64<<10)...))
