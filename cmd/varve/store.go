@@ -17,7 +17,8 @@ type stores struct{ environ []string }
 // An opener opens a store of one kind, with its credentials.
 type opener func(ctx context.Context, u object.URL, env map[string]string) (object.Store, error)
 
-// open opens the store at a place. Without credentials of its own, the process's
+// open opens the store at a place, with reads that stand still asked for again
+// where a network is between. Without credentials of its own, the process's
 // are taken. The two are never mixed: half of each logs in as nobody knows whom.
 func (s stores) open(ctx context.Context, p agent.Place) (object.Store, error) {
 	return s.use(ctx, p, map[string]opener{"file": openDir, "swift": swift.Open, "s3": s3.Open})
@@ -41,7 +42,11 @@ func (s stores) use(ctx context.Context, p agent.Place, kinds map[string]opener)
 		env["OS_CACERT"], env["AWS_CA_BUNDLE"] = p.CAFile, p.CAFile
 	}
 	object.WithProxy(env, p.Proxy)
-	return kinds[u.Scheme](ctx, u, env)
+	store, err := kinds[u.Scheme](ctx, u, env)
+	if err != nil || u.Scheme == "file" {
+		return store, err
+	}
+	return object.Hedge(store), nil
 }
 
 func openDir(_ context.Context, u object.URL, _ map[string]string) (object.Store, error) {

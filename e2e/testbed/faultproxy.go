@@ -35,6 +35,7 @@ type Fault struct {
 	RetryAfter int    // seconds, in its header; 0: none
 	After      bool   // ask the server first: it did what it was asked, and nobody is told
 
+	Stall        bool  // say nothing until the client has gone
 	Truncate     int64 // end the body of the answer after so many bytes less one, in the middle of the connection; 0: do not
 	IgnoreRange  bool  // answer as if no range had been asked for
 	ShiftRange   int64 // send the range that begins so many bytes later, and say so
@@ -103,6 +104,8 @@ func (p *FaultProxy) fault(r *http.Request) Fault {
 func (p *FaultProxy) serve(w http.ResponseWriter, r *http.Request, server http.Handler) {
 	f := p.fault(r)
 	switch {
+	case f.Stall:
+		<-r.Context().Done()
 	case f.After:
 		server.ServeHTTP(httptest.NewRecorder(), r)
 		f.answer(w)
