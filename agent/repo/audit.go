@@ -269,7 +269,7 @@ func packOf(name string) (packID, bool) {
 }
 
 // checkSmall reads the objects that are not of one backup: key slots and
-// volume keys; from Map on also sessions, tombstones, holds, lists and
+// volume keys; from Map on also sessions, claims, tombstones, holds, lists and
 // relocations.
 func (a *audit) checkSmall(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
@@ -336,6 +336,12 @@ func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error)
 			if err == nil && c.id != id {
 				err = fmt.Errorf("it is list %s", c.id)
 			}
+			return err
+		}
+	}
+	if claim, ok := n.claim(); ok {
+		return maxBody, func(b []byte) error {
+			_, err := r.openClaim(b, claim)
 			return err
 		}
 	}

@@ -32,6 +32,11 @@ type Backup struct {
 	Stored  int64 // bytes of the objects that this backup added
 	Objects int64 // objects that this backup added, and that stay with it
 
+	// Where it stands in the volume's lineage, and who wrote it there.
+	Epoch, Number uint64
+	Claim         layers.ID // that it was written under; zero: none
+	Host          string    // for people; empty: not known
+
 	Incremental   bool
 	Protected     bool // against deletion: see Protect
 	Created       time.Time

@@ -22,6 +22,12 @@ type Job struct {
 
 	Name, Description string
 
+	// Claim is that under which the host writes, as TakeOver returned it; its
+	// zero if the host never took the volume over. A parent of a higher epoch
+	// goes before it. Host is for people; empty: this machine's name.
+	Claim Claim
+	Host  string
+
 	Parent   layers.ID    // zero: a full backup
 	Source   layers.Layer // the whole content at the instant
 	Changes  layers.Layer // where Source may differ from Parent; nil: everywhere
@@ -100,6 +106,9 @@ func (j *Job) validate() error {
 	if j.Created.IsZero() {
 		j.Created = time.Now()
 	}
+	if j.Host == "" {
+		j.Host = hostName()
+	}
 	if j.DataTimestamp.IsZero() {
 		j.DataTimestamp = j.Created
 	}
@@ -115,7 +124,7 @@ func (j *Job) describe() Backup {
 	return Backup{
 		ID: j.ID, Volume: j.Volume, VolumeName: j.VolumeName,
 		Name: j.Name, Description: j.Description,
-		Parent: j.Parent, Boundary: j.Boundary, Snapshot: j.Snapshot,
+		Parent: j.Parent, Boundary: j.Boundary, Snapshot: j.Snapshot, Claim: j.Claim.ID, Host: j.Host,
 		Size: j.Source.Size(), Incremental: !j.Parent.IsZero(),
 		Created: j.Created.UTC().Truncate(time.Millisecond), DataTimestamp: j.DataTimestamp.UTC().Truncate(time.Millisecond),
 		Meta: maps.Clone(j.Meta),
@@ -143,7 +152,7 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	if err := g.Wait(); err != nil {
 		return nil, err
 	}
-	w.root.name = rootName{volume: j.Volume, epoch: 1, seq: 1, backup: j.ID}
+	w.root.name = rootName{volume: j.Volume, epoch: max(1, j.Claim.Epoch), seq: 1, backup: j.ID}
 	if err := w.findMade(ctx, l); err != nil || w.done {
 		return w, err
 	}
@@ -151,7 +160,7 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 		if w.job.Resume.Root != "" {
 			break // the name is given
 		}
-		w.follow(root.name)
+		w.number(root.name)
 	}
 	w.footing.parent = rootName{}
 	var parentRoot string
@@ -164,7 +173,6 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 		if err := w.readParent(ctx, parent); err != nil {
 			return nil, err
 		}
-		w.follow(parent.name) // the listing may lag behind it
 		w.footing.parent = parent.name
 		parentRoot = parent.name.String()
 	}
@@ -190,11 +198,19 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	return w, nil
 }
 
-// follow makes the root to come later than another one: packs are referenced
-// only by backups with a later number than the one that wrote them.
-func (w *writer) follow(other rootName) {
-	w.root.name.epoch = max(w.root.name.epoch, other.epoch)
+// number gives the root to come a higher number than another one has.
+func (w *writer) number(other rootName) {
 	w.root.name.seq = max(w.root.name.seq, other.seq+1)
+}
+
+// follow makes the root to come later than its parent: packs are referenced
+// only by backups that come later than the one that wrote them. Under a claim
+// that is later than the job's the backup is the claim's.
+func (w *writer) follow(parent *root) {
+	w.number(parent.name)
+	if parent.name.epoch > w.root.name.epoch {
+		w.root.name.epoch, w.root.backup.Claim = parent.name.epoch, parent.backup.Claim
+	}
 }
 
 // readParent takes over the map of the parent.
@@ -214,6 +230,7 @@ func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
 		return fmt.Errorf("the volume has %d bytes, its backup %s had %d: make a full backup", size, w.job.Parent, parent.backup.Size)
 	}
 	w.parent, w.parentKey = parent.spans, parent.key
+	w.follow(parent) // the listing may lag behind it
 	w.root.ancestors = append([]layers.ID{parent.backup.ID}, parent.ancestors...)
 	w.root.ancestors = w.root.ancestors[:min(len(w.root.ancestors), maxAncestors)]
 	return nil

@@ -43,10 +43,11 @@ func forms() []form {
 	r := &root{
 		name: rootName{fixedID, 1, 2, otherID}, spans: exampleSpans(rnd), packs: 3, ancestors: []layers.ID{fixedID},
 		backup: Backup{
-			ID: otherID, Volume: fixedID, Parent: fixedID, Boundary: otherID, VolumeName: "v", Name: "n", Size: 1 << 40, Logical: 5, Changed: 6,
+			ID: otherID, Volume: fixedID, Parent: fixedID, Boundary: otherID, Host: "hôte", Claim: fixedID, VolumeName: "v", Name: "n", Size: 1 << 40, Logical: 5, Changed: 6,
 			Stored: 7, Objects: 8, Incremental: true, Created: fixedTime, DataTimestamp: fixedTime, Meta: map[string]string{"": "x", "k": ""},
 		},
 	}
+	c := &Claim{ID: fixedID, Volume: otherID, Epoch: 3, After: Position{fixedID, 2, 70_000}, Host: "hôte", Created: fixedTime}
 	r.inventory = &leafRef{pack: r.spans.packs[1], number: 3, off: 500, stored: 99}
 	return []form{
 		{"head", h.append(nil, fixedKey), func(b []byte) ([]byte, error) {
@@ -97,6 +98,22 @@ func forms() []form {
 			again.spans = r.spans
 			if err := again.setInventory(f[fieldInventory]); err != nil {
 				return nil, err
+			}
+			return f.append(nil), nil
+		}, -1, 0, false},
+		{"claim", c.body().append(nil), func(b []byte) ([]byte, error) {
+			f, err := parseFields(b)
+			if err != nil {
+				return nil, err
+			}
+			again, err := parseClaim(f, c.name())
+			if err != nil {
+				return nil, err
+			}
+			for tag := range f { // those that readers pass over
+				if c.body()[tag] != nil {
+					f[tag] = again.body()[tag]
+				}
 			}
 			return f.append(nil), nil
 		}, -1, 0, false},
@@ -246,7 +263,7 @@ func TestFormsReadWhatTheyWrote(t *testing.T) {
 func TestFormsCutAnywhere(t *testing.T) {
 	for _, f := range forms() {
 		for n := range f.example {
-			if f.name == "summary" {
+			if f.name == "summary" || f.name == "claim" {
 				break // shorter ones may be whole: fields are all optional; the seal guards them
 			}
 			if _, err := f.again(f.example[:n:n]); err == nil {
@@ -376,6 +393,7 @@ func FuzzHeader(f *testing.F)      { fuzzForm(f, "header") }
 func FuzzLeaf(f *testing.F)        { fuzzForm(f, "leaf") }
 func FuzzSpans(f *testing.F)       { fuzzForm(f, "spans") }
 func FuzzSummary(f *testing.F)     { fuzzForm(f, "summary") }
+func FuzzClaim(f *testing.F)       { fuzzForm(f, "claim") }
 func FuzzTrailer(f *testing.F)     { fuzzForm(f, "trailer") }
 func FuzzInventory(f *testing.F)   { fuzzForm(f, "inventory") }
 func FuzzRoots(f *testing.F)       { fuzzForm(f, "roots") }
@@ -391,6 +409,7 @@ func FuzzNames(f *testing.F) {
 	f.Add(listName(fixedID))
 	f.Add(packName(inLeaves, objectID{1, 2, 3}))
 	f.Add(relocationName(fixedID, objectID{1}))
+	f.Add(claimName{fixedID, 2, otherID}.String())
 	f.Fuzz(func(t *testing.T, s string) {
 		if id, ok := parseSlotName(s); ok && slotName(id) != s {
 			t.Errorf("slot %q", s)
@@ -416,6 +435,9 @@ func FuzzNames(f *testing.F) {
 		}
 		if id, ok := name.tombstone(); ok && tombstoneName(name.volume, id) != s {
 			t.Errorf("tombstone %q", s)
+		}
+		if claim, ok := name.claim(); ok && claim.String() != s {
+			t.Errorf("claim %q", s)
 		}
 		if ref, ok := name.key(); ok && volumeKeyName(ref) != s {
 			t.Errorf("key %q", s)

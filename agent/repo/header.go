@@ -17,6 +17,7 @@ const (
 	kindSession    objectKind = 5
 	kindRelocation objectKind = 7
 	kindCondemned  objectKind = 8
+	kindClaim      objectKind = 10
 	kindTombstone  objectKind = 11
 	kindHold       objectKind = 12
 	kindLast                  = kindHold

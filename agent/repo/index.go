@@ -114,6 +114,10 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 			if id, ok := name.relocation(); ok {
 				l.moves[name.volume] = append(l.moves[name.volume], listedMove{info.Name, id, info.Size, info.Modified})
 			}
+		case "c":
+			if claim, ok := name.claim(); ok {
+				r.claims.note(claim)
+			}
 		case "k":
 			if ref, ok := name.key(); ok {
 				r.index.addKey(ref)

@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 
@@ -142,8 +143,8 @@ func (n rootName) String() string {
 	return fmt.Sprintf("%sb/%016x-%016x-%s", volumePrefix(n.volume), n.epoch, n.seq, n.backup)
 }
 
-// volumeName is a name below v/VOLUME/, cut at the slash: its kind is k, b, d, h
-// or one of those that are laid out for later.
+// volumeName is a name below v/VOLUME/, cut at the slash: its kind is k, b, c, d,
+// h, r or one of those that are laid out for later.
 type volumeName struct {
 	volume layers.ID
 	kind   string
@@ -188,6 +189,29 @@ func (n volumeName) hold() (layers.ID, bool) {
 	id, err := layers.ParseID(n.rest[:36])
 	return id, err == nil && id.String() == n.rest[:36]
 }
+
+// A claimName is what the name of a claim says.
+type claimName struct {
+	volume layers.ID
+	epoch  uint64
+	id     layers.ID
+}
+
+func (n claimName) String() string {
+	return fmt.Sprintf("%sc/%016x-%s", volumePrefix(n.volume), n.epoch, n.id)
+}
+
+func (n volumeName) claim() (claimName, bool) {
+	if n.kind != "c" || len(n.rest) != 16+1+36 || n.rest[16] != '-' {
+		return claimName{}, false
+	}
+	epoch, err1 := strconv.ParseUint(n.rest[:16], 16, 64)
+	id, err2 := layers.ParseID(n.rest[17:])
+	name := claimName{n.volume, epoch, id}
+	return name, err1 == nil && err2 == nil && epoch >= 2 && epoch <= math.MaxInt64 && name.String() == n.String()
+}
+
+func (c *Claim) name() claimName { return claimName{c.Volume, c.Epoch, c.ID} }
 
 func (n volumeName) key() (keyRef, bool) {
 	if n.kind != "k" || len(n.rest) != 16+1+16 || n.rest[16] != '-' {

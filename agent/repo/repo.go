@@ -70,6 +70,7 @@ type Repo struct {
 	keys   *keyring
 	opened atomic.Pointer[slot] // the slot in use; nil without encryption
 	index  *index
+	claims *claims
 	cache  *cache
 	reach  *reach
 	moves  *moves
@@ -231,7 +232,7 @@ func newRepo(s object.Store, h *head, master [32]byte, opened *slot) *Repo {
 	life, end := context.WithCancelCause(context.Background())
 	r := &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
-		index: newIndex(), cache: newCache(cacheBytes), reach: newReach(), moves: new(moves), fetches: make(chan struct{}, fetchesMax),
+		index: newIndex(), claims: newClaims(), cache: newCache(cacheBytes), reach: newReach(), moves: new(moves), fetches: make(chan struct{}, fetchesMax),
 		life: life, end: end, cost: defaultCost, mergePacks: mergePacks, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
 		now: time.Now,
 	}

@@ -35,6 +35,8 @@ const (
 	fieldInventory     = 22
 	fieldBlockSize     = 23
 	fieldPacks         = 24
+	fieldHost          = 27
+	fieldClaim         = 28
 )
 
 const (
@@ -58,8 +60,9 @@ type root struct {
 }
 
 // seal returns the object. It sets what the backup says about its own bytes:
-// objects and stored so far, and the root.
+// objects and stored so far, and the root; and where it stands.
 func (r *root) seal(key *volumeKey, objects, stored int64) []byte {
+	r.backup.Epoch, r.backup.Number = r.name.epoch, r.name.seq
 	text := compress(nil, r.spans.append(nil, r.name.volume))
 	r.backup.Objects, r.backup.Stored = objects+1, math.MaxInt64
 	summary := len(r.summary().append(nil)) // numbers have a fixed width
@@ -106,6 +109,8 @@ func (r *root) summary() fields {
 	f[fieldInventory] = r.appendInventory(nil)
 	f[fieldBlockSize] = binary.LittleEndian.AppendUint32(nil, layers.BlockSize)
 	f.setNumber(fieldPacks, r.packs)
+	f.setText(fieldHost, b.Host)
+	f.setID(fieldClaim, b.Claim)
 	return f
 }
 
@@ -154,6 +159,8 @@ func (r *root) setSummary(f fields) error {
 	}
 	b.ID, b.Volume, b.Parent = id(fieldID), id(fieldVolume), id(fieldParent)
 	b.Boundary, b.Snapshot = id(fieldBoundary), id(fieldSnapshot)
+	b.Epoch, b.Number = r.name.epoch, r.name.seq
+	b.Claim, b.Host = id(fieldClaim), f.text(fieldHost)
 	b.VolumeName, b.Name, b.Description = f.text(fieldVolumeName), f.text(fieldName), f.text(fieldDescription)
 	b.Size, b.Logical, b.Changed = number(fieldSize), number(fieldLogical), number(fieldChanged)
 	b.Stored, b.Objects = number(fieldStored), number(fieldObjects)
@@ -170,6 +177,9 @@ func (r *root) setSummary(f fields) error {
 	r.ancestors, err = f.ids(fieldAncestors, maxAncestors)
 	errs = append(errs, err)
 
+	if seq, epoch := number(fieldSeq), number(fieldEpoch); uint64(seq) != r.name.seq || uint64(epoch) != r.name.epoch {
+		errs = append(errs, fmt.Errorf("it has number %d of epoch %d", seq, epoch))
+	}
 	if b.ID != r.name.backup || b.Volume != r.name.volume {
 		errs = append(errs, fmt.Errorf("it is backup %s of volume %s", b.ID, b.Volume))
 	}
