@@ -54,6 +54,10 @@ type Config struct {
 	// so far. Operations hold back where they would hurt them. Nil: they never do.
 	GuestRequests func() int64
 
+	// Host is what this host calls itself in targets, for people. Empty: the
+	// machine's name.
+	Host string
+
 	// PollInterval is how often the targets are asked for backups that other
 	// hosts made or deleted. 0: only when SyncTarget is called.
 	PollInterval time.Duration
@@ -170,6 +174,9 @@ func catalogDir(state string) string { return filepath.Join(state, "catalog") }
 func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catalog) *Agent {
 	if c.GuestRequests == nil {
 		c.GuestRequests = func() int64 { return 0 }
+	}
+	if c.Host == "" {
+		c.Host, _ = os.Hostname() // It is only a remark.
 	}
 	a := &Agent{
 		config:       c,

@@ -19,7 +19,8 @@ type BackupView struct {
 	TargetName    string
 	TargetURL     string
 	HasDependents bool
-	Done, Total   int64 // bytes, while it is being made; Total 0: not known yet
+	Forks         []*Fork // that it is on a side of
+	Done, Total   int64   // bytes, while it is being made; Total 0: not known yet
 }
 
 // Incremental reports whether the backup has a parent.
@@ -29,8 +30,9 @@ func (b BackupView) Incremental() bool { return !b.ParentID.IsZero() }
 func (a *Agent) Backups(ctx context.Context) ([]BackupView, error) {
 	var records []catalog.Backup
 	var targets []catalog.Target
+	var claims []catalog.Claim
 	err := a.view(func(tx *catalog.Tx) error {
-		records, targets = all(a, tx, catalog.Backups), all(a, tx, catalog.Targets)
+		records, targets, claims = all(a, tx, catalog.Backups), all(a, tx, catalog.Targets), all(a, tx, catalog.Claims)
 		return nil
 	})
 	if err != nil {
@@ -44,12 +46,12 @@ func (a *Agent) Backups(ctx context.Context) ([]BackupView, error) {
 	for _, t := range targets {
 		byID[t.ID] = t
 	}
-	progress := a.backupProgress()
+	progress, forks := a.backupProgress(), forksOf(records, claims)
 	views := make([]BackupView, 0, len(records))
 	for _, b := range records {
 		t, p := byID[b.TargetID], progress[b.ID]
 		views = append(views, BackupView{
-			Backup: b, TargetName: t.Name, TargetURL: t.URL, HasDependents: parents[b.ID], Done: p.Done, Total: p.Total,
+			Backup: b, TargetName: t.Name, TargetURL: t.URL, HasDependents: parents[b.ID], Forks: forks[b.ID], Done: p.Done, Total: p.Total,
 		})
 	}
 	slices.SortFunc(views, func(x, y BackupView) int {

@@ -311,7 +311,11 @@ func (c *creation) copy(ctx context.Context, op *operation) error {
 	if err != nil {
 		return targetError(c.target, "write a backup to", err)
 	}
-	return c.recordMade(made, c.state.Took)
+	if err := c.recordMade(made, c.state.Took); err != nil {
+		return err
+	}
+	c.tellTakeover(ctx, r, op)
+	return nil
 }
 
 // create makes the backup in the repository: what changed since the parent
@@ -322,8 +326,8 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 		Name: c.backup.Name, Description: c.backup.Description,
 		Source: source, Boundary: c.backup.BoundaryID, Snapshot: c.backup.SnapshotID,
 		DataTimestamp: c.backup.DataTimestamp, Created: c.backup.Created,
-		Progress: op.progress,
-		Resume:   c.state.Stored,
+		Progress: op.progress, Host: c.a.config.Host,
+		Resume: c.state.Stored,
 		Checkpoint: func(stored repo.Checkpoint) error {
 			next := c.state
 			next.Stored = stored
@@ -333,6 +337,10 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 			c.state = next
 			return nil
 		},
+	}
+	var err error
+	if j.Claim, err = c.claimIn(ctx, r); err != nil {
+		return repo.Backup{}, err
 	}
 	if c.state.Incremental {
 		changes, why, err := c.changesSinceParent()
@@ -365,7 +373,7 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 // changesSinceParent chooses the parent and returns where the volume changed
 // since. If there is none to go by, why says so.
 func (c *creation) changesSinceParent() (changes *layers.View, why string, err error) {
-	before := c.boundariesUpTo()
+	before := places(c.data, c.backup.BoundaryID)
 	var parent catalog.Backup
 	err = c.a.update(func(tx *catalog.Tx) error {
 		parent, why = c.chooseParent(tx, before)
@@ -384,38 +392,22 @@ func (c *creation) changesSinceParent() (changes *layers.View, why string, err e
 	return diff, "", nil
 }
 
-// boundariesUpTo returns the boundaries of the chain that are not later than
-// the one that is backed up.
-func (c *creation) boundariesUpTo() map[layers.ID]bool {
-	up := map[layers.ID]bool{}
-	for _, b := range c.data.Boundaries() {
-		up[b.ID] = true
-		if b.ID == c.backup.BoundaryID {
-			break
-		}
-	}
-	return up
-}
-
-// chooseParent returns the newest backup of the volume in the target whose
-// boundary is among those given, or says why there is none.
-func (c *creation) chooseParent(tx *catalog.Tx, boundaries map[layers.ID]bool) (parent catalog.Backup, why string) {
-	why = "there is no earlier backup of this volume in this target"
-	for _, b := range all(c.a, tx, catalog.Backups) {
-		if b.VolumeID != c.backup.VolumeID || b.TargetID != c.target.ID || !whole(b) || b.ID == c.backup.ID {
-			continue
-		}
-		switch {
-		case !boundaries[b.BoundaryID] && parent.ID.IsZero():
-			why = "the volume no longer knows what changed since its earlier backups"
-		case boundaries[b.BoundaryID] && (parent.ID.IsZero() || newer(b, parent)):
-			parent, why = b, ""
-		}
-	}
-	if parent.Damage != "" {
+// chooseParent returns the backup in the target that holds what is latest in
+// the chain, of the boundaries that have a place, or says why there is none.
+func (c *creation) chooseParent(tx *catalog.Tx, at map[layers.ID]int) (parent catalog.Backup, why string) {
+	others := slices.DeleteFunc(all(c.a, tx, catalog.Backups), func(b catalog.Backup) bool {
+		return b.VolumeID != c.backup.VolumeID || b.TargetID != c.target.ID || !whole(b) || b.ID == c.backup.ID
+	})
+	parent, there := newestIn(at, others, c.backup.VolumeID)[c.target.ID]
+	switch {
+	case len(others) == 0:
+		return catalog.Backup{}, "there is no earlier backup of this volume in this target"
+	case !there:
+		return catalog.Backup{}, "the volume no longer knows what changed since its earlier backups"
+	case parent.Damage != "":
 		return catalog.Backup{}, fmt.Sprintf("the newest backup, %s, has lost data", parent.Name)
 	}
-	return parent, why
+	return parent, ""
 }
 
 // recordMade records that the backup is in the target.
@@ -432,6 +424,7 @@ func (c *creation) recordMade(made repo.Backup, took time.Duration) error {
 		return c.changeIn(tx, func(b *catalog.Backup) {
 			b.Status, b.Updated, b.Duration = catalog.Available, now, took
 			b.Logical, b.Changed, b.Stored, b.ObjectCount = made.Logical, made.Changed, made.Stored, made.Objects
+			b.Epoch, b.Number, b.ClaimID, b.Host = made.Epoch, made.Number, made.Claim, made.Host
 		})
 	})
 }

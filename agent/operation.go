@@ -78,6 +78,16 @@ func (o *operation) note(text string) {
 	o.change(func(r *catalog.Operation) { r.Note = text })
 }
 
+// addNote is note beside what was noted before.
+func (o *operation) addNote(text string) {
+	o.change(func(r *catalog.Operation) {
+		if r.Note != "" {
+			text = r.Note + "; " + text
+		}
+		r.Note = text
+	})
+}
+
 // waits says what the job waits for before it goes on; empty: for nothing.
 func (o *operation) waits(text string) {
 	o.change(func(r *catalog.Operation) { r.Waits = text })

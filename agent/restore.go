@@ -22,6 +22,11 @@ type RestoreRequest struct {
 	Volume string // an existing volume to overwrite; empty means a new one
 	Name   string // of the new volume; empty means the source's
 	Force  bool   // must be set to overwrite
+
+	// Adopt makes this host the one that backs up the backup's volume from now
+	// on, into that target: a new volume gets its ID, and its next incremental
+	// backup goes on from this one.
+	Adopt bool
 }
 
 // A restoration is a backup that is being restored.
@@ -41,6 +46,7 @@ type restoration struct {
 type restorationState struct {
 	Backup  layers.ID
 	Fresh   bool              // the volume is new
+	Claim   layers.ID         // of the takeover that comes with it; zero: none
 	Name    string            // what a new volume is named after
 	Touched bool              // the volume's old content is lost
 	Blank   bool              // the volume reads as zeros but for what was restored
@@ -60,6 +66,9 @@ func (a *Agent) RestoreBackup(ctx context.Context, ref string, r RestoreRequest)
 		return catalog.Volume{}, catalog.Operation{}, err
 	}
 	s := &restoration{a: a, backup: b.Backup, target: t, state: restorationState{Backup: b.ID}, release: []func(){release}}
+	if r.Adopt {
+		s.state.Claim = layers.NewID()
+	}
 	if r.Volume == "" {
 		err = s.intoNew(r)
 	} else {
@@ -109,15 +118,24 @@ func (s *restoration) intoNew(r RestoreRequest) error {
 	if err := checkSize(s.backup.Size); err != nil {
 		return fail(Corrupt, "backup %s: %w", s.backup.ID, err)
 	}
+	id := layers.NewID()
+	if r.Adopt {
+		id = s.backup.VolumeID
+		if err := s.a.checkAbsent(id); err != nil {
+			return err
+		}
+	}
 	now := time.Now().UTC()
 	s.state.Fresh = true
 	s.record = catalog.Volume{
-		ID: layers.NewID(), Name: "restore_backup_" + s.backup.ID.String(), Description: restoredDescription,
+		ID: id, Name: "restore_backup_" + s.backup.ID.String(), Description: restoredDescription,
 		Size: s.backup.Size, Status: catalog.RestoringBackup, Type: "default", Created: now, Updated: now,
 	}
 	s.volume = newVolume(s.record.ID, nil, nil)
 	s.volume.busy = byRestore
-	s.a.addVolume(s.volume)
+	if !s.a.addNewVolume(s.volume) {
+		return s.a.checkAbsent(id)
+	}
 	s.release = append(s.release, func() { s.a.unclaim(s.volume) })
 	return nil
 }
@@ -133,6 +151,8 @@ func (s *restoration) ontoExisting(r RestoreRequest) error {
 	case !r.Force:
 		return fail(Conflict, "restoring onto volume %s overwrites all that is in it: say --force to do that, "+
 			"or leave the volume out to restore into a new one", record.Name)
+	case r.Adopt && record.ID != s.backup.VolumeID:
+		return fail(Invalid, "volume %s cannot go on with the backups of %s, it has its own: leave it out to adopt that volume as a new one here", record.Name, s.backup.VolumeName)
 	case record.Size < s.backup.Size:
 		return fail(Conflict, "volume %s has %d bytes, the backup needs %d: grow the volume first, or restore into a new one",
 			record.Name, record.Size, s.backup.Size)
@@ -222,6 +242,28 @@ func (s *restoration) fill(ctx context.Context, op *operation) error {
 	}
 	if err := data.Flush(); err != nil {
 		return dataError("write the volume", err)
+	}
+	return s.goOnFrom(ctx, op, r, data)
+}
+
+// goOnFrom lets the volume's next incremental backup go on from the one that
+// was restored, if that is of this volume.
+func (s *restoration) goOnFrom(ctx context.Context, op *operation, r *repo.Repo, data *layers.Volume) error {
+	if s.volume.id != s.backup.VolumeID {
+		return nil
+	}
+	if !s.state.Claim.IsZero() {
+		_, err := s.a.takeOver(ctx, r, s.target, s.volume.id, s.backup.ID, s.state.Claim)
+		if errors.Is(err, fs.ErrNotExist) {
+			op.addNote("the backup was deleted meanwhile: the volume has its data, its backups were not taken over")
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+	}
+	if err := s.a.markRestored(s.volume, data, s.backup); err != nil {
+		return dataError("mark what was restored", err)
 	}
 	return nil
 }

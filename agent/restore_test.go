@@ -2,7 +2,7 @@ package agent
 
 import (
 	"context"
-	"slices"
+	"reflect"
 	"strings"
 	"testing"
 
@@ -245,7 +245,7 @@ func TestDeletingBackups(t *testing.T) {
 	if err != nil && err.Error() != "Invalid backup: Incremental backups exist for this backup." {
 		t.Errorf("the text is %q", err)
 	}
-	if after := must(a.Backups(t.Context()))(t); !slices.Equal(after, before) {
+	if after := must(a.Backups(t.Context()))(t); !reflect.DeepEqual(after, before) {
 		t.Errorf("the refusal has changed something: %+v, before %+v", after, before)
 	}
 	succeed(t, a, must(a.DeleteBackup(t.Context(), "b1", true))(t))

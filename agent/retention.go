@@ -12,7 +12,7 @@ import (
 
 // A Retention says which backups of a volume in a target to keep: the Last
 // newest, and the newest one of each of the last so many hours, days, weeks,
-// months and years that have any. Protected ones stay besides. Times are those of the data, UTC; weeks are
+// months and years that have any; of a fork each side for itself. Protected ones stay besides. Times are those of the data, UTC; weeks are
 // those of ISO 8601.
 type Retention struct {
 	Last, Hourly, Daily, Weekly, Monthly, Yearly int
@@ -170,14 +170,17 @@ func (a *Agent) linesOf(ctx context.Context, e Expiry) ([][]BackupView, error) {
 		}
 		return 0
 	})
-	type line struct{ volume, target layers.ID }
+	type line struct {
+		volume, target layers.ID
+		side           string
+	}
 	index := map[line]int{}
 	var lines [][]BackupView
 	for _, b := range views {
-		at, is := index[line{b.VolumeID, b.TargetID}]
+		at, is := index[line{b.VolumeID, b.TargetID, b.side()}]
 		if !is {
 			at = len(lines)
-			index[line{b.VolumeID, b.TargetID}] = at
+			index[line{b.VolumeID, b.TargetID, b.side()}] = at
 			lines = append(lines, nil)
 		}
 		lines[at] = append(lines[at], b)

@@ -220,7 +220,7 @@ func giveUp(data *layers.Volume, id layers.ID, keepMark bool) error {
 func (a *Agent) removeSnapshot(data *layers.Volume, s catalog.Snapshot) error {
 	var needed map[layers.ID]bool
 	err := a.update(func(tx *catalog.Tx) error {
-		needed = a.neededMarks(tx, s.VolumeID)
+		needed = a.neededMarks(tx, data)
 		return change(tx, catalog.Snapshots, s.ID, func(r *catalog.Snapshot) { r.Status = catalog.Deleting })
 	})
 	if err != nil {
@@ -237,21 +237,16 @@ func (a *Agent) removeSnapshot(data *layers.Volume, s catalog.Snapshot) error {
 }
 
 // neededMarks returns the boundaries that the next incremental backup of the
-// volume into each target goes by: those of its newest backups.
-func (a *Agent) neededMarks(tx *catalog.Tx, volumeID layers.ID) map[layers.ID]bool {
-	newest := map[layers.ID]catalog.Backup{} // by target
+// volume into each target goes by: those of the backups that it goes on from.
+func (a *Agent) neededMarks(tx *catalog.Tx, data *layers.Volume) map[layers.ID]bool {
+	backups := all(a, tx, catalog.Backups)
 	needed := map[layers.ID]bool{}
-	for _, b := range all(a, tx, catalog.Backups) {
-		switch {
-		case b.VolumeID != volumeID || b.BoundaryID.IsZero():
-		case b.Status == catalog.Creating:
+	for _, b := range backups {
+		if b.VolumeID == data.ID() && b.Status == catalog.Creating {
 			needed[b.BoundaryID] = true
-		case !whole(b):
-		case newest[b.TargetID].ID.IsZero() || newer(b, newest[b.TargetID]):
-			newest[b.TargetID] = b
 		}
 	}
-	for _, b := range newest {
+	for _, b := range newestIn(places(data, layers.ID{}), backups, data.ID()) {
 		needed[b.BoundaryID] = true
 	}
 	return needed
@@ -266,7 +261,7 @@ func (a *Agent) tidyChain(v *volume, data *layers.Volume) {
 	var leftover []layers.ID
 	synced := true
 	err := a.view(func(tx *catalog.Tx) error {
-		needed = a.neededMarks(tx, v.id)
+		needed = a.neededMarks(tx, data)
 		for _, t := range all(a, tx, catalog.Targets) {
 			synced = synced && !t.Synced.IsZero()
 		}

@@ -61,6 +61,9 @@ func (a *Agent) pull(ctx context.Context, t catalog.Target, r *repo.Repo, depth 
 	if err != nil {
 		return targetError(t, "look for backups in", err)
 	}
+	if err := a.pullClaims(ctx, t, r); err != nil {
+		return targetError(t, "look for what other hosts took over in", err)
+	}
 	for portion := range slices.Chunk(read, syncPortion) {
 		err := a.update(func(tx *catalog.Tx) error {
 			for _, b := range portion {
@@ -139,6 +142,7 @@ func fromRepository(b repo.Backup, target layers.ID) catalog.Backup {
 		SnapshotID: b.Snapshot, BoundaryID: b.Boundary, ParentID: b.Parent,
 		Size: b.Size, Protected: b.Protected, DataTimestamp: b.DataTimestamp.UTC(), Created: b.Created.UTC(), Updated: b.Created.UTC(),
 		Logical: b.Logical, Changed: b.Changed, Stored: b.Stored, ObjectCount: b.Objects,
+		Epoch: b.Epoch, Number: b.Number, ClaimID: b.Claim, Host: b.Host,
 	}
 }
 

@@ -247,6 +247,14 @@ func (a *Agent) dropTarget(id layers.ID) error {
 			if len(readings) > 0 {
 				return tx.DropReadings(id, readings)
 			}
+			for _, c := range all(a, tx, catalog.Claims) {
+				if c.TargetID != id {
+					continue
+				}
+				if err := catalog.Claims.Delete(tx, c.ID); err != nil {
+					return err
+				}
+			}
 			last = true
 			return catalog.Targets.Delete(tx, id)
 		})

@@ -140,6 +140,18 @@ func (a *Agent) addVolume(v *volume) {
 	a.volumes[v.id] = v
 }
 
+// addNewVolume is addVolume for one whose ID some volume may have already: then
+// it is false.
+func (a *Agent) addNewVolume(v *volume) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.volumes[v.id] != nil {
+		return false
+	}
+	a.volumes[v.id] = v
+	return true
+}
+
 func (a *Agent) dropVolume(id layers.ID) {
 	a.mu.Lock()
 	defer a.mu.Unlock()

@@ -19,6 +19,7 @@ type VolumeView struct {
 	Chain       layers.State    // how its data is doing
 	Clones      []string        // names of the volumes that were made of it and may share its layers
 	FileSystem  FileSystem      // that is on all of it; only of one volume, not in a list
+	TakenOver   []Takeover      // by other hosts, in targets; only of one volume
 	Twins       []string        // names of the other volumes on which the same file system is
 }
 
@@ -49,6 +50,9 @@ func (a *Agent) Volume(ctx context.Context, ref string) (VolumeView, error) {
 	}
 	view := a.viewVolume(record, snapshotNames(snapshots))
 	view.Clones = clonesOf(record.ID, records)
+	if v := a.volumeOf(record.ID); v != nil {
+		view.TakenOver = a.takeovers(v)
+	}
 	var twins []layers.ID
 	view.FileSystem, twins = a.fileSystems(record.ID)
 	for _, r := range records {

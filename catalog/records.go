@@ -46,8 +46,17 @@ type Volume struct {
 	PostSnapshot   string        // and after it
 	HookLimit      time.Duration // of either command; 0: the default
 	Quiets         []Quiet       // of snapshots that are being made
+	Claims         []OwnClaim    `json:",omitempty"` // under which this host writes its backups
 	Created        time.Time
 	Updated        time.Time
+}
+
+// An OwnClaim is that under which this host writes a volume's backups into one
+// repository: it took them over from another host, or after the volume was lost.
+type OwnClaim struct {
+	RepositoryID layers.ID
+	ClaimID      layers.ID
+	Epoch        uint64
 }
 
 // A Quiet is what was done to the users of a volume for one snapshot, and has to
@@ -108,9 +117,26 @@ type Backup struct {
 	Stored         int64 // bytes that it added to the target
 	ObjectCount    int64 // objects that it added to the target
 	Duration       time.Duration
-	Protected      bool   // against deletion
-	Damage         string // what of it is lost, as the last verification has it; empty: nothing is known to be
-	DamageMode     string // of the verification that found it: only one as deep finds it whole
+	Epoch, Number  uint64    // where it stands in the volume's lineage
+	ClaimID        layers.ID // under which it was written; zero: none
+	Host           string    // that wrote it; empty: not known
+	Protected      bool      // against deletion
+	Damage         string    // what of it is lost, as the last verification has it; empty: nothing is known to be
+	DamageMode     string    // of the verification that found it: only one as deep finds it whole
+}
+
+// A Claim mirrors one in a target: a host took over a volume's backups, and goes
+// on from one of them.
+type Claim struct {
+	ID          layers.ID
+	TargetID    layers.ID
+	VolumeID    layers.ID
+	Epoch       uint64 // the host with the highest is the writer
+	After       layers.ID
+	AfterEpoch  uint64 // where that backup stands in the lineage
+	AfterNumber uint64
+	Host        string
+	Created     time.Time
 }
 
 // An Attachment is a volume or snapshot that is shown as a block device of this

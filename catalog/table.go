@@ -15,6 +15,7 @@ var (
 	Volumes     = Table[Volume]{"volume", func(v *Volume) layers.ID { return v.ID }}
 	Snapshots   = Table[Snapshot]{"snapshot", func(s *Snapshot) layers.ID { return s.ID }}
 	Backups     = Table[Backup]{"backup", func(b *Backup) layers.ID { return b.ID }}
+	Claims      = Table[Claim]{"claim", func(c *Claim) layers.ID { return c.ID }}
 	Attachments = Table[Attachment]{"attachment", func(a *Attachment) layers.ID { return a.ID }}
 	Targets     = Table[Target]{"target", func(t *Target) layers.ID { return t.ID }}
 	Operations  = Table[Operation]{"operation", func(o *Operation) layers.ID { return o.ID }}

@@ -274,7 +274,7 @@ func TestOpenAPI(t *testing.T) {
 		"/v1/snapshots", "/v1/snapshots/{snapshot}", "/v1/snapshots/{snapshot}/diff/{other}", "/v1/status", "/v1/targets", "/v1/targets/{target}", "/v1/targets/{target}/prune", "/v1/targets/{target}/sync", "/v1/targets/{target}/verify",
 		"/v1/targets/{target}/usage", "/v1/targets/{target}/description", "/v1/targets/{target}/keys", "/v1/targets/{target}/keys/{slot}", "/v1/targets/{target}/keys/{slot}/rotate",
 		"/v1/targets/{target}/volumes/{volume}/rotate", "/v1/backups/{backup}/action", "/v1/snapshots/{snapshot}/action", "/v1/volumes/{volume}/action",
-		"/v1/volumes", "/v1/volumes/{volume}", "/v1/volumes/{volume}/grow", "/v1/volumes/{volume}/import", "/v1/volumes/{volume}/maintenance", "/v1/volumes/{volume}/revert", "/v1/volumes/{volume}/check",
+		"/v1/volumes", "/v1/volumes/{volume}", "/v1/volumes/{volume}/adopt", "/v1/volumes/{volume}/grow", "/v1/volumes/{volume}/import", "/v1/volumes/{volume}/maintenance", "/v1/volumes/{volume}/revert", "/v1/volumes/{volume}/check",
 	}
 	for _, p := range want {
 		if d.Paths[p] == nil {

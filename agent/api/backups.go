@@ -119,7 +119,7 @@ func (s *Server) restore(ctx context.Context, in *struct {
 		return nil, answerFor(err)
 	}
 	n := in.Body.Restore
-	request := agent.RestoreRequest{Volume: text(n.VolumeID), Name: text(n.Name), Force: n.Force}
+	request := agent.RestoreRequest{Volume: text(n.VolumeID), Name: text(n.Name), Force: n.Force, Adopt: n.Adopt}
 	v, o, err := s.config.Agent.RestoreBackup(ctx, source.ID.String(), request)
 	if err != nil {
 		return nil, answerFor(err)
@@ -207,6 +207,8 @@ func backup(v agent.BackupView) Backup {
 		DurationMS:          v.Duration.Milliseconds(),
 		DoneBytes:           v.Done,
 		TotalBytes:          v.Total,
+		Host:                optional(v.Host),
+		Forks:               Forks(v.Forks),
 		Damage:              optional(v.Damage),
 	}
 }

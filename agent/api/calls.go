@@ -57,6 +57,12 @@ func (c *Client) ChangeVolume(ctx context.Context, name string, change VolumeCha
 	return out.Volume, err
 }
 
+// AdoptVolume makes the daemon's host the one that backs up a volume.
+func (c *Client) AdoptVolume(ctx context.Context, name string, n NewClaim) (Claim, error) {
+	out, err := call[claimBody](ctx, c, http.MethodPost, "volumes", "volume", name, "adopt", newClaimBody{n})
+	return out.Claim, err
+}
+
 // BeginMaintenance keeps a volume from its clients.
 func (c *Client) BeginMaintenance(ctx context.Context, name string) (Volume, error) {
 	out, err := call[volumeBody](ctx, c, http.MethodPost, "volumes", "volume", name, "maintenance", nil)

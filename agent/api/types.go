@@ -87,6 +87,7 @@ type Volume struct {
 	FileSystem     string          `json:"file_system" doc:"that is on all of it: ext4, xfs, btrfs; empty if none is found, and in lists"`
 	FileSystemUUID string          `json:"file_system_uuid"`
 	SameUUID       []string        `json:"same_uuid_volumes" doc:"names of the other volumes with that file system; a kernel may refuse to mount it twice"`
+	TakenOver      []Takeover      `json:"taken_over" doc:"by other hosts, which back it up now; empty in lists"`
 	Chain          Chain           `json:"chain"`
 	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"oldest first"`
 	URI            string          `json:"uri" doc:"where NBD clients find it"`
@@ -229,6 +230,8 @@ type Backup struct {
 	DurationMS     int64   `json:"duration_ms" doc:"milliseconds that its making took"`
 	DoneBytes      int64   `json:"done_bytes" doc:"while it is being made or restored"`
 	TotalBytes     int64   `json:"total_bytes" doc:"while it is being made or restored; 0: not known yet"`
+	Host           *string `json:"host" doc:"that wrote it; null: not known"`
+	Forks          []Fork  `json:"forks" doc:"that it is on a side of"`
 	Damage         *string `json:"damage" doc:"what of it is lost, as the last verification has it; null: nothing is known to be"`
 }
 
@@ -251,6 +254,7 @@ type NewRestore struct {
 	VolumeID *string `json:"volume_id,omitempty" doc:"id or name of a volume to overwrite; a new one is made if empty"`
 	Name     *string `json:"name,omitempty" doc:"of the new volume; the source's if empty"`
 	Force    bool    `json:"force,omitempty" doc:"must be set to overwrite"`
+	Adopt    bool    `json:"adopt,omitempty" doc:"this host backs up the backup's volume from now on: a new volume gets its ID, and the next incremental backup goes on from this one"`
 }
 
 // A Restore is a restore that has begun.

@@ -128,6 +128,7 @@ func (s *Server) addVolumes(h huma.API) {
 		}
 		return &answer[revertedBody]{revertedBody{s.volume(v), snapshot(kept)}}, nil
 	})
+	s.addLineage(h)
 	huma.Post(h, "/v1/volumes/{volume}/maintenance", s.changing((*agent.Agent).BeginMaintenance))
 	huma.Delete(h, "/v1/volumes/{volume}/maintenance", s.changing((*agent.Agent).EndMaintenance))
 	huma.Post(h, "/v1/volumes/{volume}/import", s.changing((*agent.Agent).BeginImport))
@@ -229,6 +230,7 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		Clones:     append([]string{}, v.Clones...),
 		FileSystem: v.FileSystem.Kind, FileSystemUUID: v.FileSystem.UUID,
 		SameUUID:      append([]string{}, v.Twins...),
+		TakenOver:     takeovers(v.TakenOver),
 		SnapshotUsage: make([]SnapshotUsage, len(v.Snapshots)),
 	}
 	if out.Metadata == nil {

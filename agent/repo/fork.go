@@ -9,37 +9,40 @@ import (
 	"varve/layers"
 )
 
-// A Fork is where a lineage goes on in several ways, each by another host: a
-// host took the volume over, and one before it went on all the same, or had made
-// backups after the one that was taken over. All of them are whole.
+// A Fork is where a lineage goes on in several ways: a host took the volume
+// over, and the one before went on all the same, or had made backups after the
+// one that was taken over. All of them are whole.
 type Fork struct {
 	Volume layers.ID
-	After  layers.ID // the last backup that they have in common; it may be deleted by now
+	After  layers.ID // the last backup that the sides have in common; it may be deleted by now
 	Sides  []Side    // two or more
 }
 
-// A Side is what one host made after a fork.
+// A Side is one of the ways in which a lineage goes on after a fork.
 type Side struct {
-	Host    string
+	Hosts   []string    // who wrote it, in the order of their first backups
 	Backups []layers.ID // oldest first, at least one
 }
 
-// Forks finds the forks among backups, whose Epoch, Number, Claim, Host and
-// Parent count, with the claims of their volumes. Where all backups of a side
-// were deleted there is no fork any more. A host that is on both sides of
-// something that it did itself, such as backups of older snapshots, makes none.
+// Forks finds the forks among backups, of which Epoch, Number, Claim, Host and
+// Parent count, with the claims on their volumes. Where all backups of a side
+// were deleted there is no fork any more. One host alone forks nothing, also if
+// it backs up older snapshots, or goes back in time.
+//
+// Each claim begins a line; what was written without one is the first line. The
+// lines of a volume are a tree, in which a line hangs on a place of another.
 func Forks(backups []Backup, claims []Claim) []Fork {
 	byVolume := make(map[layers.ID]*lineageOf)
 	of := func(volume layers.ID) *lineageOf {
 		if byVolume[volume] == nil {
-			byVolume[volume] = &lineageOf{sides: make(map[layers.ID]map[sideKey][]*Backup)}
+			byVolume[volume] = &lineageOf{made: make(map[layers.ID][]*Backup), hangs: make(map[layers.ID][]*Claim)}
 		}
 		return byVolume[volume]
 	}
 	for i := range backups {
 		if b := &backups[i]; b.Number > 0 { // else its root cannot be read
 			l := of(b.Volume)
-			l.backups = append(l.backups, b)
+			l.made[b.Claim] = append(l.made[b.Claim], b)
 		}
 	}
 	for i := range claims {
@@ -48,138 +51,152 @@ func Forks(backups []Backup, claims []Claim) []Fork {
 	}
 	var forks []Fork
 	for _, volume := range slices.SortedFunc(maps.Keys(byVolume), compareIDs) {
-		forks = append(forks, byVolume[volume].forks(volume)...)
-	}
-	return forks
-}
-
-// A lineageOf is all that is known of one volume's lineage.
-type lineageOf struct {
-	backups []*Backup
-	claims  []*Claim
-	sides   map[layers.ID]map[sideKey][]*Backup // by the backup that they go on from
-}
-
-// A sideKey tells the sides of a fork apart: the claim, and the host where
-// there are several under one claim.
-type sideKey struct {
-	epoch uint64
-	claim layers.ID
-	host  string
-}
-
-func (l *lineageOf) forks(volume layers.ID) []Fork {
-	for _, c := range l.claims {
-		l.takenOver(c)
-	}
-	l.siblings()
-	var forks []Fork
-	for _, after := range slices.SortedFunc(maps.Keys(l.sides), compareIDs) {
-		f := Fork{Volume: volume, After: after}
-		for _, key := range slices.SortedFunc(maps.Keys(l.sides[after]), sideKey.compare) {
-			f.Sides = append(f.Sides, sideOf(l.sides[after][key]))
-		}
-		if len(f.Sides) > 1 {
+		for _, f := range byVolume[volume].forks() {
+			f.Volume = volume
 			forks = append(forks, f)
 		}
 	}
 	return forks
 }
 
-func (k sideKey) compare(other sideKey) int {
-	return cmp.Or(cmp.Compare(k.epoch, other.epoch), compareIDs(k.claim, other.claim), cmp.Compare(k.host, other.host))
+// A lineageOf is what is known of one volume's. Lines go by their claims, the
+// first by the zero ID.
+type lineageOf struct {
+	claims []*Claim
+	made   map[layers.ID][]*Backup // by line
+	hangs  map[layers.ID][]*Claim  // by the line that they hang on
 }
 
-func sideOf(backups []*Backup) Side {
-	slices.SortFunc(backups, func(a, b *Backup) int {
-		return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Number, b.Number), compareIDs(a.ID, b.ID))
-	})
-	s := Side{Host: backups[0].Host}
-	for _, b := range slices.CompactFunc(backups, func(a, b *Backup) bool { return a.ID == b.ID }) {
-		s.Backups = append(s.Backups, b.ID)
-	}
-	return s
-}
-
-func (l *lineageOf) add(after layers.ID, key sideKey, b *Backup) {
-	if l.sides[after] == nil {
-		l.sides[after] = make(map[sideKey][]*Backup)
-	}
-	l.sides[after][key] = append(l.sides[after][key], b)
-}
-
-// takenOver finds what was made behind the backup that a claim goes on from, if
-// anything was made under the claim.
-func (l *lineageOf) takenOver(c *Claim) {
-	heirs := l.heirs(c)
-	var ahead, behind []*Backup
-	for _, b := range l.backups {
-		at := Position{b.ID, b.Epoch, b.Number}
-		switch {
-		case heirs[b.Claim]:
-			ahead = append(ahead, b)
-		case b.Epoch <= c.Epoch && at.Compare(c.After) > 0:
-			behind = append(behind, b)
+func (l *lineageOf) forks() []Fork {
+	l.hang()
+	var forks []Fork
+	for _, line := range slices.SortedFunc(maps.Keys(l.hangs), compareIDs) {
+		byAfter := make(map[Position][]*Claim)
+		for _, c := range l.hangs[line] {
+			byAfter[c.After] = append(byAfter[c.After], c)
+		}
+		for _, after := range slices.SortedFunc(maps.Keys(byAfter), Position.compareAll) {
+			sides := [][]*Backup{l.beyond(line, after.Number)}
+			for _, c := range byAfter[after] {
+				sides = append(sides, l.under(c))
+			}
+			forks = appendFork(forks, after.Backup, sides)
 		}
 	}
-	if len(ahead) == 0 || len(behind) == 0 {
-		return
+	for _, line := range slices.SortedFunc(maps.Keys(l.made), compareIDs) {
+		forks = append(forks, siblings(l.made[line])...)
 	}
-	for _, b := range ahead {
-		l.add(c.After.Backup, sideKey{c.Epoch, c.ID, ""}, b)
-	}
-	for _, b := range behind {
-		l.add(c.After.Backup, sideKey{b.Epoch, b.Claim, ""}, b)
-	}
+	return forks
 }
 
-// heirs are the claim, and those that go on from what was made under it.
-func (l *lineageOf) heirs(c *Claim) map[layers.ID]bool {
-	heirs, epochs := map[layers.ID]bool{c.ID: true}, map[uint64]bool{c.Epoch: true}
-	under := make(map[layers.ID]layers.ID) // claims by the backups made under them
-	for _, b := range l.backups {
-		under[b.ID] = b.Claim
-	}
-	for _, other := range slices.SortedFunc(slices.Values(l.claims), func(a, b *Claim) int { return cmp.Compare(a.Epoch, b.Epoch) }) {
-		claim, there := under[other.After.Backup]
-		if there && heirs[claim] || !there && epochs[other.After.Epoch] {
-			heirs[other.ID], epochs[other.Epoch] = true, true
+func (p Position) compareAll(q Position) int {
+	return cmp.Or(p.Compare(q), compareIDs(p.Backup, q.Backup))
+}
+
+// hang finds on which line each claim hangs: that of the backup which it goes
+// on from or, if that is gone, the first of its epoch.
+func (l *lineageOf) hang() {
+	slices.SortFunc(l.claims, func(a, b *Claim) int { return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), compareIDs(a.ID, b.ID)) })
+	line, first := make(map[layers.ID]layers.ID), make(map[uint64]layers.ID)
+	for claim, made := range l.made {
+		for _, b := range made {
+			line[b.ID] = claim
 		}
 	}
-	return heirs
+	for _, c := range l.claims {
+		if _, known := first[c.Epoch]; !known {
+			first[c.Epoch] = c.ID
+		}
+		on, there := line[c.After.Backup]
+		if !there {
+			on = first[c.After.Epoch]
+		}
+		if on != c.ID { // else somebody who has the keys made it up
+			l.hangs[on] = append(l.hangs[on], c)
+		}
+	}
 }
 
-func compareIDs(a, b layers.ID) int { return bytes.Compare(a[:], b[:]) }
-
-// siblings finds backups of one parent, under one claim or none, that several
-// hosts made: the volume is on each of them, and nobody took it over.
-func (l *lineageOf) siblings() {
-	type family struct {
-		parent layers.ID
-		epoch  uint64
-		claim  layers.ID
+// under returns what was made under a claim, and under those that hang on its
+// line. Epochs grow from line to line, so that this ends.
+func (l *lineageOf) under(c *Claim) []*Backup {
+	made := slices.Clone(l.made[c.ID])
+	for _, other := range l.hangs[c.ID] {
+		if other.Epoch > c.Epoch {
+			made = append(made, l.under(other)...)
+		}
 	}
-	first := make(map[family]map[string]*Backup) // by host, the one with the lowest number
-	for _, b := range l.backups {
+	return made
+}
+
+// beyond returns what was made on a line behind a number, and on the lines that
+// hang there.
+func (l *lineageOf) beyond(line layers.ID, number uint64) []*Backup {
+	var made []*Backup
+	for _, b := range l.made[line] {
+		if b.Number > number {
+			made = append(made, b)
+		}
+	}
+	for _, c := range l.hangs[line] {
+		if c.After.Number > number {
+			made = append(made, l.under(c)...)
+		}
+	}
+	return made
+}
+
+// siblings finds on one line the backups of one parent that several hosts made:
+// the volume is on each of them, and nobody took it over.
+func siblings(made []*Backup) []Fork {
+	first := make(map[layers.ID]map[string]*Backup) // by parent and host, the one with the lowest number
+	for _, b := range made {
 		if b.Parent.IsZero() {
 			continue
 		}
-		f := family{b.Parent, b.Epoch, b.Claim}
-		if first[f] == nil {
-			first[f] = make(map[string]*Backup)
+		if first[b.Parent] == nil {
+			first[b.Parent] = make(map[string]*Backup)
 		}
-		if known := first[f][b.Host]; known == nil || b.Number < known.Number {
-			first[f][b.Host] = b
+		if known := first[b.Parent][b.Host]; known == nil || b.Number < known.Number {
+			first[b.Parent][b.Host] = b
 		}
 	}
-	for f, hosts := range first {
-		if len(hosts) < 2 {
+	var forks []Fork
+	for _, parent := range slices.SortedFunc(maps.Keys(first), compareIDs) {
+		var sides [][]*Backup
+		for _, host := range slices.Sorted(maps.Keys(first[parent])) {
+			sides = append(sides, slices.DeleteFunc(slices.Clone(made), func(b *Backup) bool {
+				return b.Host != host || b.Number < first[parent][host].Number
+			}))
+		}
+		forks = appendFork(forks, parent, sides)
+	}
+	return forks
+}
+
+// appendFork adds a fork if it has more than one side.
+func appendFork(forks []Fork, after layers.ID, sides [][]*Backup) []Fork {
+	f := Fork{After: after}
+	for _, made := range sides {
+		if len(made) == 0 {
 			continue
 		}
-		for _, b := range l.backups {
-			if own := hosts[b.Host]; own != nil && b.Epoch == f.epoch && b.Claim == f.claim && b.Number >= own.Number {
-				l.add(f.parent, sideKey{f.epoch, f.claim, b.Host}, b)
+		slices.SortFunc(made, func(a, b *Backup) int {
+			return cmp.Or(cmp.Compare(a.Epoch, b.Epoch), cmp.Compare(a.Number, b.Number), compareIDs(a.ID, b.ID))
+		})
+		var s Side
+		for _, b := range made {
+			s.Backups = append(s.Backups, b.ID)
+			if !slices.Contains(s.Hosts, b.Host) {
+				s.Hosts = append(s.Hosts, b.Host)
 			}
 		}
+		f.Sides = append(f.Sides, s)
 	}
+	if len(f.Sides) < 2 {
+		return forks
+	}
+	return append(forks, f)
 }
+
+func compareIDs(a, b layers.ID) int { return bytes.Compare(a[:], b[:]) }

@@ -32,8 +32,10 @@ func TestForks(t *testing.T) {
 		{"taken over from an older one by intent", "a1 A 1 1 - -, a2 A 1 2 - a1, b3 B 2 3 b a1", "b B 2 a1:1:1", "a1: A=a2 B=b3"},
 		{"two take over from one at once", "a1 A 1 1 - -, b2 B 2 2 b a1, c2 C 2 2 c a1", "b B 2 a1:1:1, c C 2 a1:1:1", "a1: B=b2 C=c2"},
 		{"two, one after the other, from the same", "a1 A 1 1 - -, b2 B 2 2 b a1, c3 C 3 3 c a1, a4 A 1 4 - a1", "b B 2 a1:1:1, c C 3 a1:1:1", "a1: A=a4 B=b2 C=c3"},
+		{"two, one after the other, from what is behind", "a1 A 1 1 - -, b2 B 2 2 b a1, a3 A 1 3 - a1, c4 C 3 4 c a3", "b B 2 a1:1:1, c C 3 a3:1:3", "a1: A+C=a3+c4 B=b2"},
+		{"two forks, one after the other", "a1 A 1 1 - -, b2 B 2 2 b a1, a3 A 1 3 - a1, b4 B 2 4 b b2, c5 C 3 5 c b2", "b B 2 a1:1:1, c C 3 b2:2:2", "a1: A=a3 B+C=b2+b4+c5, b2: B=b4 C=c5"},
 		{"there and back", "a1 A 1 1 - -, b2 B 2 2 b a1, a3 A 3 3 c b2", "b B 2 a1:1:1, c A 3 b2:2:2", ""},
-		{"a fork, then both sides are left for one", "a1 A 1 1 - -, b2 B 2 2 b a1, a3 A 1 3 - a1, c4 C 3 4 c b2", "b B 2 a1:1:1, c C 3 b2:2:2", "a1: A=a3 B=b2+c4"},
+		{"a fork, then both sides are left for one", "a1 A 1 1 - -, b2 B 2 2 b a1, a3 A 1 3 - a1, c4 C 3 4 c b2", "b B 2 a1:1:1, c C 3 b2:2:2", "a1: A=a3 B+C=b2+c4"},
 		{"the side that was taken over further is told by its heir", "a1 A 1 1 - -, a3 A 1 3 - a1, c4 C 3 4 c b2", "b B 2 a1:1:1, c C 3 b2:2:2", "a1: A=a3 C=c4"},
 		{"a copied volume, and nobody took it over", "a1 A 1 1 - -, a2 A 1 2 - a1, x2 X 1 2 - a1, x3 X 1 3 - x2", "", "a1: A=a2 X=x2+x3"},
 		{"a host that got another name", "a1 A 1 1 - -, a2 B 1 2 - a1, a3 B 1 3 - a2", "", ""},
@@ -84,7 +86,7 @@ func TestForks(t *testing.T) {
 					for _, b := range s.Backups {
 						made = append(made, names[b])
 					}
-					text += " " + s.Host + "=" + strings.Join(made, "+")
+					text += " " + strings.Join(s.Hosts, "+") + "=" + strings.Join(made, "+")
 				}
 				texts = append(texts, text)
 			}

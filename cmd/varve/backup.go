@@ -92,6 +92,7 @@ func (c *call) backupList() error {
 		columns = append(columns, "Volume", "Container", "Incremental", "Protected", "Data Timestamp")
 	}
 	var rows []row
+	var shown []api.Backup
 	for _, b := range all {
 		if v := c.String("volume"); v != "" && v != b.VolumeName && !strings.EqualFold(v, b.VolumeID) {
 			continue
@@ -100,10 +101,13 @@ func (c *call) backupList() error {
 		if c.Bool("long") {
 			cells = append(cells, b.VolumeName, b.Container, b.IsIncremental, b.Protected, formatTime(b.DataTimestamp.Time))
 		}
-		rows = append(rows, cells)
+		rows, shown = append(rows, cells), append(shown, b)
 		if b.Damage != nil {
 			fmt.Fprintf(c.stderr, "backup %s (%s) is damaged: %s\n", printable(b.Name), b.ID, printable(*b.Damage))
 		}
+	}
+	for _, text := range forkTexts(shown) {
+		fmt.Fprintln(c.stderr, printable(text))
 	}
 	return out.list(c.stdout, columns, rows)
 }
@@ -172,6 +176,9 @@ func (c *call) showBackup(out format, b api.Backup, cost func() (api.BackupCost,
 		fields = append(fields, c.costFields(b, cost)...)
 	case b.Damage != nil:
 		fields = append(fields, field{"damage", *b.Damage})
+	}
+	if len(b.Forks) > 0 && !c.Bool("long") {
+		fields = append(fields, field{"forks", forksOf(b)})
 	}
 	return out.show(c.stdout, fields)
 }
@@ -253,6 +260,8 @@ func backupLongFields(b api.Backup) []field {
 		{"changed_bytes", byteCount(b.ChangedBytes)},
 		{"damage", orNone(b.Damage)},
 		{"duration", duration},
+		{"forks", forksOf(b)},
+		{"host", orNone(b.Host)},
 		{"logical_bytes", byteCount(b.LogicalBytes)},
 		{"parent_id", orNone(b.ParentID)},
 		{"progress", backupShare(b)},

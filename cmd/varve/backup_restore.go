@@ -12,6 +12,7 @@ func (p *program) backupRestoreVerb() *cli.Command {
 	command := p.verb("restore", "BACKUP [TO]", "restore into a new volume, over the volume TO, or, with --target URL, into the image TO",
 		outputFlags(moveFlags(imageOutFlags(
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the new volume; the source's if left out"},
+			&cli.BoolFlag{Name: "adopt", Usage: "back up the volume from this host from now on, going on from BACKUP; it keeps its id"},
 			&cli.BoolFlag{Name: "force", Usage: "overwrite TO"})...)...),
 		(*call).backupRestore)
 	command.Description = "A new volume is called restore_backup_ID while the restore runs. Everything that is read is checked; where it is damaged the restore " +
@@ -31,6 +32,8 @@ func (c *call) backupRestore() error {
 	}
 	if c.directURL() != "" {
 		switch {
+		case c.Bool("adopt"):
+			return usagef("backup restore: --adopt is for volumes of a daemon, and --target URL works without one")
 		case to == "":
 			return usagef("backup restore: with --target URL a FILE is needed: varve --target URL backup restore BACKUP FILE")
 		case c.String("name") != "":
@@ -53,7 +56,7 @@ func (c *call) backupRestore() error {
 		return c.notAnImage(client, ref, to)
 	}
 	r, o, err := client.RestoreBackup(c.ctx, ref, api.NewRestore{
-		VolumeID: ptr(to), Name: ptr(c.String("name")), Force: c.Bool("force"),
+		VolumeID: ptr(to), Name: ptr(c.String("name")), Force: c.Bool("force"), Adopt: c.Bool("adopt"),
 	})
 	if err != nil {
 		return err

@@ -81,7 +81,8 @@ func (c *call) directBackups() ([]api.Backup, error) {
 
 func (t *bareTarget) backups(c *call) ([]api.Backup, error) {
 	var all []api.Backup
-	parents := map[layers.ID]bool{}
+	parents, names := map[layers.ID]bool{}, map[layers.ID]string{}
+	var whole []repo.Backup
 	for b, err := range t.Backups(c.ctx) {
 		if err != nil && b.ID.IsZero() {
 			return nil, fmt.Errorf("list backups in %s: %w", t.url, err)
@@ -90,13 +91,21 @@ func (t *bareTarget) backups(c *call) ([]api.Backup, error) {
 		if err != nil {
 			reason := err.Error()
 			view.Status, view.FailReason = "error", &reason
+		} else {
+			whole = append(whole, b)
 		}
+		names[b.ID] = b.Name
 		parents[b.Parent] = true
 		all = append(all, view)
 	}
+	claims, err := t.Claims(c.ctx)
+	if err != nil {
+		return nil, fmt.Errorf("list backups in %s: %w", t.url, err)
+	}
+	forks := agent.ForksOf(whole, claims, names)
 	for i := range all {
 		id, _ := layers.ParseID(all[i].ID) // it was written by String
-		all[i].HasDependentBackups = parents[id]
+		all[i].HasDependentBackups, all[i].Forks = parents[id], api.Forks(forks[id])
 	}
 	sortNewestFirst(all)
 	return all, nil
@@ -113,6 +122,7 @@ func (t *bareTarget) describe(b repo.Backup) api.Backup {
 		UpdatedAt:     api.Time{Time: b.Created},
 		VolumeName:    b.VolumeName, TargetURL: t.url, SizeBytes: b.Size,
 		LogicalBytes: b.Logical, ChangedBytes: b.Changed, StoredBytes: b.Stored,
+		Host: ptr(b.Host),
 	}
 	if !b.Snapshot.IsZero() {
 		out.SnapshotID = ptr(b.Snapshot.String())

@@ -38,6 +38,7 @@ func (p *program) serveCommand() *cli.Command {
 			&cli.StringFlag{Name: "nbd-socket", Usage: "`PATH` of the NBD socket; nbd.sock in the state folder if left out"},
 			&cli.DurationFlag{Name: "poll-interval", Value: defaultPoll,
 				Usage: "how often the targets are asked for backups that other hosts made or deleted; 0: only by target sync"},
+			&cli.StringFlag{Name: "host-name", Usage: "`NAME` of this host in targets, for people; the machine's if left out"},
 		), (*call).serve)
 }
 
@@ -108,7 +109,7 @@ func (c *call) startDaemon(state string) (*daemon, error) {
 	a, err := agent.Start(context.WithoutCancel(c.ctx), agent.Config{
 		State: state, FreezeHelper: []string{freezeHelperName}, Devices: devices,
 		GuestRequests: func() int64 { return d.nbd.Requests() + devices.server.Requests() },
-		OpenStore:     places.open, CreateStore: places.create, PollInterval: c.Duration("poll-interval"), Log: d.log,
+		OpenStore:     places.open, CreateStore: places.create, PollInterval: c.Duration("poll-interval"), Host: c.String("host-name"), Log: d.log,
 	})
 	if err != nil {
 		return nil, err

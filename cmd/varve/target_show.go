@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 
 	"varve/agent"
@@ -26,12 +27,17 @@ func (c *call) targetShow() error {
 	if err != nil {
 		return err
 	}
+	backups, err := client.Backups(c.ctx)
+	if err != nil {
+		return err
+	}
+	forks := forkTexts(slices.DeleteFunc(backups, func(b api.Backup) bool { return b.TargetID != t.ID }))
 	d, err := client.DescribeTarget(c.ctx, t.ID)
 	if err != nil {
 		c.complain("target show: what the target itself would say is left out: ", err)
-		return out.show(c.stdout, targetFields(t))
+		return out.show(c.stdout, append(targetFields(t), field{"forks", forks}))
 	}
-	return out.show(c.stdout, append(targetFields(t), descriptionFields(d)...))
+	return out.show(c.stdout, append(append(targetFields(t), descriptionFields(d)...), field{"forks", forks}))
 }
 
 // directShow shows the repository at the URL of --target.
@@ -50,8 +56,13 @@ func (c *call) directShow(out format) error {
 			return err
 		}
 	}
+	backups, err := t.backups(c)
+	if err != nil {
+		return err
+	}
 	fields := []field{
 		{"encrypted", t.Encrypted()},
+		{"forks", forkTexts(backups)},
 		{"kind", scheme(t.url)},
 		{"repository_id", t.ID().String()},
 		{"url", t.url},

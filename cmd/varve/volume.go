@@ -32,6 +32,7 @@ func (p *program) volumeCommand() *cli.Command {
 		p.detachVerb(),
 		p.importVerb(),
 		p.exportVerb(),
+		p.adoptVerb(),
 		p.resetVerb("volume", "VOLUME..."),
 		p.verb("delete", "VOLUME...", "delete volumes and their snapshots; backups stay", nil, (*call).volumeDelete))
 }
@@ -116,6 +117,7 @@ func (c *call) volumeShow() error {
 	if len(v.SameUUID) > 0 {
 		fmt.Fprintln(c.stderr, "varve: "+printable(twinWarning(v)))
 	}
+	c.warnTakeovers(v)
 	return out.show(c.stdout, fields)
 }
 
