@@ -29,6 +29,7 @@ type NewBackup struct {
 	Force       bool    // also if the volume is in use
 	Incremental bool    // only what changed since the newest backup
 	Quiesce     Quiesce // for the temporary snapshot, if there is one
+	Compression string  // fastest or default; empty means the target's
 }
 
 // A creation is a backup that is being made.
@@ -49,6 +50,7 @@ type creation struct {
 type creationState struct {
 	Incremental bool
 	Quiesce     Quiesce
+	Compression repo.Compression `json:",omitempty"` // 0: the target's
 	Stored      repo.Checkpoint
 	Took        time.Duration // of the tries that are over
 }
@@ -87,6 +89,10 @@ func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, erro
 	if err := errors.Join(checkName("backup", n.Name), checkTexts("backup", n.Description, nil)); err != nil {
 		return nil, firstError(err)
 	}
+	compression, err := repo.ParseCompression(n.Compression)
+	if err != nil {
+		return nil, fail(Invalid, "%w", err)
+	}
 	record, v, err := a.findVolume(n.Volume)
 	if err != nil {
 		return nil, err
@@ -95,7 +101,9 @@ func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, erro
 	if err != nil {
 		return nil, err
 	}
-	c := &creation{a: a, volume: v, target: t, state: creationState{Incremental: n.Incremental, Quiesce: n.Quiesce}, record: record, backup: catalog.Backup{
+	c := &creation{a: a, volume: v, target: t, record: record, state: creationState{
+		Incremental: n.Incremental, Quiesce: n.Quiesce, Compression: compression,
+	}, backup: catalog.Backup{
 		ID: layers.NewID(), TargetID: t.ID, VolumeID: v.id, VolumeName: record.Name,
 		Name: n.Name, Description: n.Description, Status: catalog.Creating,
 		Size: record.Size, DataTimestamp: now, Created: now, Updated: now,
@@ -327,7 +335,7 @@ func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer
 		Source: source, Boundary: c.backup.BoundaryID, Snapshot: c.backup.SnapshotID,
 		DataTimestamp: c.backup.DataTimestamp, Created: c.backup.Created,
 		Progress: op.progress, Host: c.a.config.Host,
-		Resume: c.state.Stored,
+		Resume: c.state.Stored, Compression: c.state.Compression,
 		Checkpoint: func(stored repo.Checkpoint) error {
 			next := c.state
 			next.Stored = stored

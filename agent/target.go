@@ -35,6 +35,7 @@ type NewTarget struct {
 	Passphrase   string // or a recovery key
 	KeyFile      []byte // its content
 	NoEncryption bool
+	Compression  string            // of backups that ask for none: fastest, or default; empty: fastest. It counts if the repository is made
 	Env          map[string]string // the target's credentials, by the names of the usual environment
 	Settings     TargetSettings
 }
@@ -140,7 +141,11 @@ func (a *Agent) targetIsNew(tx *catalog.Tx, record catalog.Target) error {
 // openOrInit opens the repository in the store or, if there is none, makes it
 // and returns its recovery key.
 func openOrInit(ctx context.Context, store object.Store, n NewTarget) (r *repo.Repo, recovery string, err error) {
-	p := repo.Params{NoEncryption: n.NoEncryption, Label: n.Name}
+	compression, err := repo.ParseCompression(n.Compression)
+	if err != nil {
+		return nil, "", fail(Invalid, "%w", err)
+	}
+	p := repo.Params{NoEncryption: n.NoEncryption, Label: n.Name, Compression: compression}
 	if !p.NoEncryption {
 		p.Recovery = repo.NewRecoveryKey()
 		recovery = p.Recovery.String()

@@ -155,6 +155,7 @@ func newBackup(n NewBackup) (agent.NewBackup, error) {
 		Force:       n.Force,
 		Incremental: n.Incremental,
 		Quiesce:     quiesce(n.Quiesce),
+		Compression: n.Compression,
 	}, nil
 }
 

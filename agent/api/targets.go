@@ -50,7 +50,7 @@ func (s *Server) addTargets(h huma.API) {
 	huma.Post(h, "/v1/targets", func(ctx context.Context, in *struct{ Body newTargetBody }) (*answer[addedTargetBody], error) {
 		n := in.Body.Target
 		added, err := s.config.Agent.AddTarget(ctx, agent.NewTarget{
-			Name: n.Name, URL: n.URL, Passphrase: n.Passphrase, KeyFile: n.KeyFile, NoEncryption: n.NoEncryption, Env: n.Credentials,
+			Name: n.Name, URL: n.URL, Passphrase: n.Passphrase, KeyFile: n.KeyFile, NoEncryption: n.NoEncryption, Compression: n.Compression, Env: n.Credentials,
 			Settings: targetSettings(n.TargetChange),
 		})
 		if err != nil {

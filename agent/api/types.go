@@ -246,6 +246,7 @@ type NewBackup struct {
 	Force              bool    `json:"force,omitempty" doc:"also if the volume is in use"`
 	Incremental        bool    `json:"incremental,omitempty" doc:"only what changed since the newest backup in the target"`
 	SnapshotID         *string `json:"snapshot_id,omitempty" doc:"id or name of a snapshot of the volume"`
+	Compression        string  `json:"compression,omitempty" enum:"fastest,default" doc:"the target's if left out"`
 	Quiesce
 }
 
@@ -315,6 +316,7 @@ type NewTarget struct {
 	Passphrase   string `json:"passphrase,omitempty" writeOnly:"true" doc:"or a recovery key"`
 	KeyFile      []byte `json:"key_file,omitempty" writeOnly:"true" doc:"content of a key file: 32 random bytes or more"`
 	NoEncryption bool   `json:"no_encryption,omitempty"`
+	Compression  string `json:"compression,omitempty" enum:"fastest,default" doc:"of a new repository, for backups that ask for none; fastest if left out"`
 	TargetChange
 }
 

@@ -8,25 +8,24 @@ import (
 	"github.com/klauspost/compress/zstd"
 )
 
-// Compression is zstd at the fastest level of the encoder: at 128 KiB it keeps
-// pace with two cores' worth of disk, and the default level saves 5 % at two
-// thirds of the speed.
+// All but frames is compressed at the fastest level of zstd: it is small.
 var (
-	encoder = newEncoder()
+	encoder = newEncoder(zstd.SpeedFastest)
 	expands = newDecoder()
 )
 
-// coresMax bounds the encoders and decoders, of 270 KiB each.
+// coresMax bounds the encoders, of 270 KiB or 1.3 MiB each, and the decoders.
 const coresMax = 32
 
-func newEncoder() *zstd.Encoder {
+func newEncoder(level zstd.EncoderLevel) *zstd.Encoder {
 	e, err := zstd.NewWriter(nil,
-		zstd.WithEncoderLevel(zstd.SpeedFastest),
+		zstd.WithEncoderLevel(level),
 		zstd.WithEncoderConcurrency(min(runtime.GOMAXPROCS(0), coresMax)),
 		zstd.WithSingleSegment(true), // the frame always says its size
 		zstd.WithWindowSize(frameBytes),
 		zstd.WithLowerEncoderMem(true),
-		zstd.WithEncoderCRC(false)) // the seal and the id are stronger
+		zstd.WithAllLitEntropyCompression(true), // 0.4 % less to store, 1 % slower
+		zstd.WithEncoderCRC(false))              // the seal and the id are stronger
 	if err != nil {
 		panic("repo: zstd encoder: " + err.Error())
 	}

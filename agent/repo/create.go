@@ -2,6 +2,7 @@ package repo
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,8 @@ type Job struct {
 	Snapshot layers.ID    // the snapshot that the user named; zero if none
 
 	DataTimestamp time.Time
-	Created       time.Time // zero: now
+	Created       time.Time   // zero: now
+	Compression   Compression // zero: the repository's
 	Meta          map[string]string
 
 	// Resume is the last Checkpoint of an earlier Create of this backup, with
@@ -71,6 +73,7 @@ func (r *Repo) Create(ctx context.Context, j Job) (Backup, error) {
 }
 
 func (r *Repo) create(ctx context.Context, j *Job) (Backup, error) {
+	j.Compression = cmp.Or(j.Compression, r.head.level)
 	if err := j.validate(); err != nil {
 		return Backup{}, err
 	}
@@ -100,6 +103,8 @@ func (j *Job) validate() error {
 		return errors.New("no ID, or no volume's ID")
 	case j.Source == nil || j.Source.Size() <= 0:
 		return errors.New("the source is empty")
+	case !j.Compression.known():
+		return fmt.Errorf("unknown %v", j.Compression)
 	case len(j.Resume.Tries) > triesMax:
 		return fmt.Errorf("it was cut off %d times: make the backup again", len(j.Resume.Tries))
 	}

@@ -33,7 +33,7 @@ var (
 )
 
 func forms() []form {
-	h := &head{suite: suiteAES, level: levelFastest, conditional: 1, id: fixedID, created: fixedTime, containers: 16, label: "étiquette"}
+	h := &head{suite: suiteAES, level: Fastest, conditional: 1, id: fixedID, created: fixedTime, containers: 16, label: "étiquette"}
 	s := &slot{id: fixedID, repository: otherID, kind: SlotPassphrase, label: "bürö", created: fixedTime, cost: defaultCost, salt: fixedKey, nonce: [12]byte{1}, wrapped: [48]byte{2}, mac: [16]byte{3}}
 	file := *s
 	file.kind, file.label, file.cost = SlotKeyFile, "", argonCost{}
@@ -314,7 +314,7 @@ func TestFormsOfALaterVersion(t *testing.T) {
 		}
 	}
 	// What a newer program may do within version 1: the answer is the same.
-	h := head{suite: suiteAES, level: levelFastest, id: fixedID, containers: 1}
+	h := head{suite: suiteAES, level: Fastest, id: fixedID, containers: 1}
 	b := h.append(nil, fixedKey)
 	b[40] = 1 // a required feature
 	binary.LittleEndian.PutUint32(b[len(b)-4:], checksum(b[:len(b)-4]))

@@ -73,7 +73,7 @@ func orUnexpected(err error) error {
 }
 
 // process reads, hashes and compresses.
-func (t *task) process(source io.ReaderAt, size int64, ids *blake3.Hasher, trier *trier) {
+func (t *task) process(source io.ReaderAt, size int64, ids *blake3.Hasher, c Compression, trier *trier) {
 	t.zstd = false
 	if t.err = t.read(source, size); t.err != nil || len(t.blocks) == 0 {
 		return
@@ -82,7 +82,7 @@ func (t *task) process(source io.ReaderAt, size int64, ids *blake3.Hasher, trier
 	if !trier.try() {
 		return
 	}
-	t.packed = compress(t.packed[:0], t.plain)
+	t.packed = c.compress(t.packed[:0], t.plain)
 	t.zstd = shrinks(len(t.packed), len(t.plain))
 	trier.result(t.zstd)
 }

@@ -18,15 +18,13 @@ const (
 	maxLabel  = 255
 	headLimit = headSize + maxLabel
 
-	levelFastest  = 1
-	levelDefault  = 2
 	maxContainers = 256
 )
 
 // head is the content of the object `repo`: docs/format.md 2.2.
 type head struct {
 	suite       suite
-	level       uint8
+	level       Compression // of backups that ask for none
 	conditional uint8
 	id          layers.ID
 	created     time.Time
@@ -40,7 +38,7 @@ func (h *head) append(b []byte, key [32]byte) []byte {
 	b = append(b, headMagic...)
 	b = binary.LittleEndian.AppendUint16(b, Version)
 	b = binary.LittleEndian.AppendUint16(b, uint16(headSize+len(h.label)))
-	b = append(b, byte(h.suite), h.level, h.conditional, 0)
+	b = append(b, byte(h.suite), byte(h.level), h.conditional, 0)
 	b = append(b, h.id[:]...)
 	b = binary.LittleEndian.AppendUint64(b, uint64(unixMilli(h.created)))
 	b = binary.LittleEndian.AppendUint64(b, 0)
@@ -81,7 +79,7 @@ func parseHead(b []byte) (*head, error) {
 	}
 	h := &head{
 		suite:       suite(b[12]),
-		level:       b[13],
+		level:       Compression(b[13]),
 		conditional: b[14],
 		id:          layers.ID(b[16:32]),
 		created:     fromMilli(int64(binary.LittleEndian.Uint64(b[32:]))),
@@ -107,8 +105,8 @@ func (h *head) validate() error {
 	switch {
 	case h.id.IsZero():
 		return errors.New("no repository ID")
-	case h.level != levelFastest && h.level != levelDefault:
-		return fmt.Errorf("unknown compression level %d: %w", h.level, ErrVersion)
+	case !h.level.known():
+		return fmt.Errorf("unknown compression level %d: %w", uint8(h.level), ErrVersion)
 	case h.conditional > 2:
 		return fmt.Errorf("unknown answer %d about conditional writes", h.conditional)
 	case h.containers == 0 || h.containers > maxContainers:

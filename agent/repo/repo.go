@@ -1,6 +1,7 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -52,8 +53,9 @@ var (
 
 // Params are chosen when a repository is made, and stay.
 type Params struct {
-	NoEncryption bool   // anybody who can read the store can read the backups
-	Label        string // for people; at most 255 bytes of UTF-8
+	NoEncryption bool        // anybody who can read the store can read the backups
+	Label        string      // for people; at most 255 bytes of UTF-8
+	Compression  Compression // of backups that ask for none; zero: Fastest
 
 	// Recovery opens the repository as well, if it is not zero. Whoever makes
 	// the repository keeps it elsewhere.
@@ -109,7 +111,7 @@ func initialize(ctx context.Context, s object.Store, k Key, p Params) (*Repo, er
 	if err := refuseUsed(ctx, s); err != nil {
 		return nil, err
 	}
-	h := &head{suite: suiteAES, level: levelFastest, id: p.repository, created: time.Now(), containers: 1, label: p.Label}
+	h := &head{suite: suiteAES, level: cmp.Or(p.Compression, Fastest), id: p.repository, created: time.Now(), containers: 1, label: p.Label}
 	if h.id.IsZero() {
 		h.id = layers.NewID()
 	}
@@ -295,13 +297,10 @@ type Description struct {
 func (r *Repo) Describe() Description {
 	d := Description{
 		ID: r.head.id, Label: r.head.label, Created: r.head.created, Version: Version,
-		Suite: "AES-256-GCM, BLAKE3", Compression: "zstd, fastest",
+		Suite: "AES-256-GCM, BLAKE3", Compression: "zstd, " + r.head.level.String(),
 	}
 	if !r.Encrypted() {
 		d.Suite = "none, BLAKE3"
-	}
-	if r.head.level == levelDefault {
-		d.Compression = "zstd, default"
 	}
 	return d
 }

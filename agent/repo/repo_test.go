@@ -81,7 +81,7 @@ func TestEncryptionCannotBeSwitchedOff(t *testing.T) {
 	sealed := object.NewMem()
 	r := testRepo(t, sealed, true)
 	forged := *r.head
-	forged.level = levelDefault
+	forged.level = Default
 	if err := sealed.Put(t.Context(), headName, forged.append(nil, [32]byte{})); err != nil {
 		t.Fatal(err)
 	}

@@ -85,7 +85,7 @@ func (w *writer) copy(ctx context.Context) error {
 			ids, size := newKeyed(w.key.ids), w.job.Source.Size()
 			for t := range work {
 				err := object.InTurn(ctx, func(context.Context) error {
-					t.process(w.job.Source, size, ids, trier)
+					t.process(w.job.Source, size, ids, w.job.Compression, trier)
 					return nil
 				})
 				if err != nil {

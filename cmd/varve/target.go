@@ -16,6 +16,7 @@ func (p *program) targetCommand() *cli.Command {
 	return noun("target", "places where backups go",
 		p.verb("add", "NAME URL", "open the repository at a URL, or make one there, and remember it",
 			outputFlags(targetFlags(
+				compressionFlag("of a new repository, for backups that ask for none; fastest if left out"),
 				&cli.BoolFlag{Name: "no-encryption", Usage: "store backups so that whoever reads the target can read them"},
 				recoveryFileFlag())...),
 			(*call).targetAdd),
@@ -47,7 +48,10 @@ func (c *call) targetAdd() error {
 	if err != nil {
 		return err
 	}
-	n := api.NewTarget{Name: c.args[0], URL: at, NoEncryption: c.Bool("no-encryption")}
+	if err := c.checkCompression(); err != nil {
+		return err
+	}
+	n := api.NewTarget{Name: c.args[0], URL: at, NoEncryption: c.Bool("no-encryption"), Compression: c.String("compression")}
 	if n.TargetChange, err = c.targetChange(); err != nil {
 		return err
 	}
