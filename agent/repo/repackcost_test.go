@@ -4,6 +4,7 @@ import (
 	"context"
 	"iter"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -21,9 +22,9 @@ func TestDependentRequestsAfterRepacking(t *testing.T) {
 		store, images := toRepack(t)
 		c := countRequests(store)
 		note := c.Before
-		slow := false
+		var slow atomic.Bool
 		c.Before = func(op, name string) error {
-			if slow {
+			if slow.Load() {
 				time.Sleep(time.Second)
 			}
 			return note(op, name)
@@ -51,7 +52,7 @@ func TestDependentRequestsAfterRepacking(t *testing.T) {
 			if !moved {
 				continue
 			}
-			slow = true
+			slow.Store(true)
 			began := time.Now()
 			l, err := fresh.Layer(t.Context(), id)
 			if err != nil {
@@ -62,7 +63,7 @@ func TestDependentRequestsAfterRepacking(t *testing.T) {
 				t.Errorf("byte %d: %v", off, err)
 			}
 			l.Close()
-			slow = false
+			slow.Store(false)
 			if got := time.Since(began) / time.Second; got > 3 {
 				t.Errorf("the first byte takes %d requests after one another: %q", got, c.take())
 			}
