@@ -406,5 +406,6 @@ func (v *verification) verdict() error {
 	if more := len(r.Damaged) - len(names); more > 0 {
 		names = append(names, fmt.Sprintf("%d more", more))
 	}
-	return fail(Corrupt, "%s; %d backups have lost data: %s", text, len(r.Damaged), strings.Join(names, ", "))
+	return fail(Corrupt, "%s; %d backups have lost data: %s; back up what of their volumes is still there: where the newest backup has lost data, the next one is full",
+		text, len(r.Damaged), strings.Join(names, ", "))
 }
