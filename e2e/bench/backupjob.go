@@ -29,6 +29,7 @@ var stages = []stage{
 		{metric: cpuSeconds, ours: "varve", peer: "restic", goal: 1},
 		{metric: cpuSeconds, ours: "varve", peer: "borg-64k", goal: 1},
 		{metric: added, ours: "varve", peer: "restic", goal: 1 / 1.13},
+		{metric: added, ours: "varve-default", peer: "restic", goal: 1 / 1.08},
 	}},
 	{name: "backup 1 % scattered", what: "incremental after one block in a hundred was overwritten with random bytes",
 		change: scattered, skip: []string{"qemu-img", "zstd"}, bars: []bar{

@@ -49,7 +49,8 @@ type repository interface {
 }
 
 var backupPeers = []backupPeer{
-	{name: "varve", what: "volume, changes written through NBD", needs: []string{underTest, "nbdcopy"}, open: openVarveRepository},
+	{name: "varve", what: "volume, changes written through NBD", needs: []string{underTest, "nbdcopy"}, open: openVarveRepository("fastest")},
+	{name: "varve-default", what: "the same with `--compression default`", needs: []string{underTest, "nbdcopy"}, open: openVarveRepository("default")},
 	{name: "restic", what: "defaults", needs: []string{"restic"}, open: openRestic},
 	{name: "borg", what: "defaults, repokey-blake2", needs: []string{"borg"}, open: openBorg(nil)},
 	{name: "borg-64k", what: "fixed chunks of 64 KiB, zstd 1, repokey-blake2", needs: []string{"borg"},

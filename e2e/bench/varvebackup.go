@@ -20,13 +20,20 @@ const (
 	restoredName = "restored"
 )
 
-func openVarveRepository(ctx context.Context, b *bench, p places) (repository, error) {
+// openVarveRepository makes a target with this compression.
+func openVarveRepository(compression string) func(context.Context, *bench, places) (repository, error) {
+	return func(ctx context.Context, b *bench, p places) (repository, error) {
+		return newVarveRepository(ctx, b, p, compression)
+	}
+}
+
+func newVarveRepository(ctx context.Context, b *bench, p places, compression string) (repository, error) {
 	d, err := startDaemon(ctx, b, p.home)
 	if err != nil {
 		return nil, err
 	}
 	r := &varveRepository{places: p, daemon: d}
-	_, err = d.run(ctx, "target", "add", targetName, "file://"+p.repo)
+	_, err = d.run(ctx, "target", "add", targetName, "file://"+p.repo, "--compression", compression)
 	if err == nil {
 		_, err = d.run(ctx, "volume", "create", exportName, "--size", b.image.String())
 	}
