@@ -87,6 +87,22 @@ func findRival(ctx context.Context, s object.Store, mine string) (string, error)
 	return rival, nil
 }
 
+// removeClaims removes the claims that crashes left: the repository was made by
+// somebody else meanwhile.
+func (p *prune) removeClaims(ctx context.Context) error {
+	var names []string
+	for info, err := range p.repo.store.List(ctx, initRoot) {
+		if err != nil {
+			return fmt.Errorf("list claims: %w", err)
+		}
+		_, err := layers.ParseID(strings.TrimPrefix(info.Name, initRoot))
+		if err == nil && p.age(info.Modified) > claimDead+sessionAfter {
+			names = append(names, info.Name)
+		}
+	}
+	return p.remove(ctx, names)
+}
+
 // OpenOrInit opens the repository in the store, or makes one if there is none.
 // made says which it was; where another host makes it at the same time, that
 // one is opened.

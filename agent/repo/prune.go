@@ -161,6 +161,9 @@ func (p *prune) run(ctx context.Context) error {
 		return err
 	}
 	p.findOwners()
+	if err := p.removeClaims(ctx); err != nil {
+		return err
+	}
 	if err := p.removeSessions(ctx); err != nil {
 		return err
 	}
