@@ -146,6 +146,13 @@ func TestMergeOfSmallPacks(t *testing.T) {
 		if count() > 2 {
 			t.Errorf("%q are left", slices.Sorted(maps.Keys(contents(t, store))))
 		}
+		u, err := r.Usage(t.Context())
+		if err != nil || len(u.Damage) > 0 || u.Garbage != (Amount{}) || len(u.Volumes) != 1 || u.Volumes[0].Stored.Objects != int64(1+len(ids)) {
+			t.Errorf("usage: %+v, %v; want one pack and a root for each backup, and no garbage", u, err)
+		}
+		if only, err := r.Unique(t.Context(), ids[3]); err != nil || only.Objects != 1 {
+			t.Errorf("only one backup needs %+v, %v; want its root", only, err)
+		}
 		for _, id := range ids {
 			if err := r.Delete(context.Background(), id); err != nil {
 				t.Fatal(err)
