@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"time"
@@ -66,7 +67,7 @@ func (c *call) targetPrune() error {
 	if o.Pruned == nil {
 		return errors.New("target prune: the daemon does not say what it did")
 	}
-	return out.show(c.stdout, prunedFields(*o.Pruned))
+	return c.showPruned(out, *o.Pruned, grace)
 }
 
 // directPrune prunes the target at the URL.
@@ -83,7 +84,25 @@ func (c *call) directPrune(out format, grace time.Duration, below int) error {
 	if err != nil {
 		return fmt.Errorf("prune target %s: %w", t.url, err)
 	}
-	return out.show(c.stdout, prunedFields(api.PrunedBy(agent.Pruned(report, dry))))
+	return c.showPruned(out, api.PrunedBy(agent.Pruned(report, dry)), grace)
+}
+
+// showPruned prints what was done, and tells in a sentence what will follow.
+func (c *call) showPruned(out format, p api.Pruned, grace time.Duration) error {
+	if err := out.show(c.stdout, prunedFields(p)); err != nil {
+		return err
+	}
+	gone, went := "gone", "go"
+	if p.DryRun {
+		gone, went = "what would go", "would go"
+	}
+	told := fmt.Sprintf("target prune: %s in %d objects: %s", formatBytes(p.FreedBytes), p.FreedObjects, gone)
+	if later := p.CondemnedObjects + p.YoungObjects; later > 0 {
+		told += fmt.Sprintf("; %s in %d objects that no backup needs %s with later runs: prune again in %v",
+			formatBytes(p.CondemnedBytes+p.YoungBytes), later, went, cmp.Or(grace, repo.PruneGrace))
+	}
+	fmt.Fprintln(c.stderr, told)
+	return nil
 }
 
 // prunedFields tell what went, and what will go.
