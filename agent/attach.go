@@ -304,7 +304,7 @@ func (a *Agent) dropDevice(ctx context.Context, at *attached) error {
 	}
 	a.mu.Lock()
 	delete(a.devices, at.record.ID)
-	delete(at.volume.attached, at.record.ID)
+	at.volume.leave(at.record.ID)
 	a.mu.Unlock()
 	var err error
 	if at.device != nil {

@@ -185,7 +185,7 @@ func (a *Agent) exportVolume(name string, attachment Attachment) (*Export, error
 	}
 	detach := sync.OnceValue(func() error {
 		a.mu.Lock()
-		delete(v.attached, attachment.ID)
+		v.leave(attachment.ID)
 		closed := a.closed
 		a.mu.Unlock()
 		if closed {

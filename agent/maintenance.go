@@ -16,6 +16,7 @@ func (a *Agent) BeginMaintenance(ctx context.Context, ref string) (VolumeView, e
 	if err != nil {
 		return VolumeView{}, err
 	}
+	a.awaitLeavers(v)
 	v.chain.Lock()
 	defer v.chain.Unlock()
 	a.mu.Lock()

@@ -72,6 +72,7 @@ type volume struct {
 	data     *layers.Volume // nil if it is not open
 	err      error          // why it is not; nil while a restore is about to make it
 	attached map[layers.ID]Attachment
+	left     chan struct{}     // closed when somebody detaches; nil while nobody waits for that
 	readers  map[layers.ID]int // by snapshot: who reads it now
 	busy     string            // what has the volume for itself; empty: nothing
 	reserved bool              // it is in maintenance: nobody may open it for writing
@@ -238,6 +239,7 @@ func (a *Agent) usable(record catalog.Volume, v *volume) (*layers.Volume, error)
 // claim gives the volume to one purpose if allowed, called with Agent.mu held,
 // has no objection.
 func (a *Agent) claim(v *volume, purpose string, allowed func() error) error {
+	a.awaitLeavers(v)
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if err := allowed(); err != nil {
