@@ -265,7 +265,7 @@ func (w *writer) commit(ctx context.Context) error {
 			return fmt.Errorf("write root: %w", err)
 		}
 	}
-	if w.footing.overtaken() {
+	if w.footing.overtaken() || w.session.check() != nil {
 		return w.withdraw(ctx)
 	}
 	w.repo.index.add(listedRoot{name: name, size: int64(len(object))})

@@ -30,14 +30,23 @@ func (f *footing) deleted(ctx context.Context) (bool, error) {
 }
 
 // hold makes sure that the backup may be committed now: nothing that it
-// stands on went, nor will before its root is seen. s is its session.
+// stands on went, nor will before its root is seen. s is its session. A host
+// that stood still while it asked asks again, under a session that has no gap.
 func (f *footing) hold(ctx context.Context, s *session) error {
-	if err := s.check(); err != nil {
-		return err
+	for {
+		if err := s.check(); err != nil {
+			return err
+		}
+		if f.repo.passed(f.asked) <= footingFresh {
+			return nil
+		}
+		if err := f.ask(ctx, s); err != nil {
+			return err
+		}
 	}
-	if f.repo.passed(f.asked) <= footingFresh {
-		return nil
-	}
+}
+
+func (f *footing) ask(ctx context.Context, s *session) error {
 	asked := f.repo.moment()
 	if err := s.present(ctx); err != nil {
 		return err

@@ -352,3 +352,39 @@ func TestAResumedBackupTakesNothingUpThatIsCondemned(t *testing.T) {
 		compare(t, r, j.ID, v.bytes)
 	})
 }
+
+// A host that stands still for days while it asks for its footing, just before
+// the commit, puts no root: it might die before it can take it back.
+func TestFootingIsAskedForAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var packs, asleep atomic.Bool
+		hook := &objecttest.Hook{Store: object.NewMem()}
+		r := testRepo(t, hook, true)
+		v := newVolume(1 << 20)
+		v.write(0, []byte("first"))
+		parent, err := v.backup(t.Context(), r, layers.ID{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		v.write(4096, []byte("second"))
+		hook.Before = func(op, name string) error {
+			switch {
+			case op == "put" && strings.HasPrefix(name, "p/"):
+				packs.Store(true)
+				time.Sleep(time.Hour) // what it asked for when it began is old
+			case op == "get" && packs.Load() && strings.Contains(name, "/d/"):
+				asleep.Store(true)
+				time.Sleep(80 * time.Hour)
+			case op == "put" && strings.Contains(name, "/b/"):
+				t.Errorf("%s is put", name)
+			case asleep.Load() && op == "put":
+				return errStopped // no session is renewed meanwhile
+			}
+			return nil
+		}
+		_, err = r.Create(t.Context(), Job{ID: layers.NewID(), Volume: v.id, Parent: parent.ID, Source: v.source(), Changes: v.changes()})
+		if !asleep.Load() || !errors.Is(err, ErrStale) {
+			t.Errorf("after a sleep of days: %v, want that the backup is stale", err)
+		}
+	})
+}
