@@ -138,8 +138,8 @@ func (s *slot) key(secret slotSecret) []byte {
 		derived := argon2.IDKey([]byte(secret.text), s.salt[:], s.cost.passes, s.cost.memory, s.cost.threads, 32)
 		if s.cost.memory >= defaultCost.memory {
 			// Its memory would stay with the process, and count double when the
-			// collector next sets a goal.
-			debug.FreeOSMemory()
+			// collector next sets a goal. Who waits for the key does not wait for this.
+			go debug.FreeOSMemory()
 		}
 		return derived
 	case SlotKeyFile:

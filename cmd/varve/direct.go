@@ -163,7 +163,7 @@ func (c *call) directMount(dir string) error {
 	}
 	defer t.Close()
 	log := newLog(c.stderr, c.onTerminal())
-	server, err := fuse.Mount(c.ctx, dir, &repoSource{repo: t.Repo, log: log}, fuse.Options{Log: log})
+	server, err := fuse.Mount(c.ctx, dir, newRepoSource(c.ctx, t.Repo, log), fuse.Options{Log: log})
 	if err != nil {
 		return err
 	}

@@ -47,7 +47,7 @@ func TestSources(t *testing.T) {
 		images int
 	}{
 		"agent": {agentSource{a}, 3},
-		"repo":  {&repoSource{repo: r, log: slog.New(slog.DiscardHandler)}, 2},
+		"repo":  {newRepoSource(ctx, r, slog.New(slog.DiscardHandler)), 2},
 	} {
 		t.Run(name, func(t *testing.T) {
 			images, err := source.List(ctx)
