@@ -43,7 +43,8 @@
 // begins and one when it ends. A failing read gives EIO and a log line, at most
 // one each ten seconds for one image. A panic in a Source or a Handle counts as
 // an error. A read that ends early is an error, too: the kernel would take what
-// is missing for zeros.
+// is missing for zeros. So is one without an answer for two minutes; the fetch
+// goes on behind, and a later read finds what it brought.
 //
 // # Interrupts
 //

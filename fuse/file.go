@@ -6,6 +6,7 @@ import (
 	"io"
 	"sync"
 	"syscall"
+	"time"
 
 	gofs "github.com/hanwen/go-fuse/v2/fs"
 	gofuse "github.com/hanwen/go-fuse/v2/fuse"
@@ -22,7 +23,14 @@ const (
 	// maxFetches is how many calls of handles run at once in a mount. A read
 	// holds a buffer of maxRequest.
 	maxFetches = 32
+
+	// readTime is how long a call of a handle may keep its reader: a store that
+	// says nothing is tried again for longer than a file system above can wait.
+	readTime = 2 * time.Minute
 )
+
+// errSlow ends the wait for a handle.
+var errSlow = fmt.Errorf("no answer for %v", readTime)
 
 // A file is an open disk.raw.
 type file struct {
@@ -86,9 +94,19 @@ func (f *file) Release(context.Context) syscall.Errno {
 	return 0
 }
 
-// call runs op, which calls the file's handle, as one of maxFetches. When ctx
-// ends it may return before op does.
+// call runs op, which calls the file's handle, as one of maxFetches. When ctx or
+// readTime ends it may return before op does.
 func (f *file) call(ctx context.Context, op func() error) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, readTime, errSlow)
+	defer cancel()
+	err := f.callWithin(ctx, op)
+	if err == errSlow {
+		f.handles.complain(f.handle, err)
+	}
+	return err
+}
+
+func (f *file) callWithin(ctx context.Context, op func() error) error {
 	slot, err := await(ctx, f.slots)
 	if err != nil {
 		return err

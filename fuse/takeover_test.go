@@ -2,6 +2,8 @@ package fuse
 
 import (
 	"context"
+	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"os/exec"
@@ -48,6 +50,42 @@ func TestTakeOver(t *testing.T) {
 	}
 	if _, top, err := lookAt(dir); top != nil || err != nil {
 		t.Errorf("after unmounting: %+v, %v", top, err)
+	}
+}
+
+// Unmount frees a folder of another process, dead or alive, and nothing else.
+func TestUnmountOfAnother(t *testing.T) {
+	requireMounts(t)
+	live, dead, foreign := t.TempDir(), t.TempDir(), t.TempDir()
+	serve(t, live)
+	serve(t, dead)()
+	if err := unix.Mount("none", foreign, "tmpfs", 0, "size=1M"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Unmount(foreign, 0) })
+	fd, err := unix.Open(filepath.Join(live, "v", "a", "disk.raw"), unix.O_RDONLY|unix.O_DIRECT, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, dir := range []string{live, dead} {
+		if err := Unmount(t.Context(), dir); err != nil {
+			t.Error(err)
+		}
+		if _, top, err := lookAt(dir); top != nil || err != nil {
+			t.Errorf("after unmounting: %+v, %v", top, err)
+		}
+	}
+	if n, err := unix.Pread(fd, make([]byte, 4096), 0); n != 4096 || err != nil {
+		t.Errorf("a file that was open: %d bytes, %v", n, err)
+	}
+	unix.Close(fd)
+	for _, dir := range []string{live, foreign} {
+		if err := Unmount(t.Context(), dir); !errors.Is(err, ErrNotMounted) {
+			t.Errorf("unmount %s: %v, want %v", dir, err, ErrNotMounted)
+		}
+	}
+	if err := Unmount(t.Context(), filepath.Join(live, "absent")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("unmount a folder that is not there: %v", err)
 	}
 }
 

@@ -20,7 +20,7 @@ var (
 )
 
 // await receives from c. When ctx has ended and grace has passed as well, it
-// gives up with errInterrupted.
+// gives up with errSlow if that is why ctx has ended, else with errInterrupted.
 func await[T any](ctx context.Context, c <-chan T) (T, error) {
 	select {
 	case v := <-c:
@@ -34,6 +34,9 @@ func await[T any](ctx context.Context, c <-chan T) (T, error) {
 		return v, nil
 	case <-timer.C:
 		var none T
+		if context.Cause(ctx) == errSlow {
+			return none, errSlow
+		}
 		return none, errInterrupted
 	}
 }

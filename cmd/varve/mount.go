@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
@@ -25,7 +26,7 @@ func (p *program) mountCommand() *cli.Command {
 }
 
 func (p *program) unmountCommand() *cli.Command {
-	return p.verb("unmount", "DIR", "end a mount", nil, (*call).unmount)
+	return p.verb("unmount", "DIR", "end a mount, or clear away what one that was killed has left", nil, (*call).unmount)
 }
 
 func (c *call) mount() error {
@@ -48,6 +49,9 @@ func (c *call) mount() error {
 	return nil
 }
 
+// unmount ends a mount of the daemon. One that the daemon has not, because it
+// was killed, or because a program without a daemon mounts there, is taken away
+// from here.
 func (c *call) unmount() error {
 	dir, err := filepath.Abs(c.args[0])
 	if err != nil {
@@ -57,10 +61,7 @@ func (c *call) unmount() error {
 	if err != nil {
 		return err
 	}
-	all, err := client.Mounts(c.ctx)
-	if err != nil {
-		return err
-	}
+	all, noAnswer := client.Mounts(c.ctx)
 	// The daemon names the folder without symbolic links.
 	names := []string{dir}
 	if real, err := filepath.EvalSymlinks(dir); err == nil {
@@ -71,8 +72,17 @@ func (c *call) unmount() error {
 			return client.Unmount(c.ctx, m.ID)
 		}
 	}
-	return &agent.Error{Reason: agent.NotFound,
-		Message: fmt.Sprintf("the daemon has nothing mounted at %s; \"varve status\" shows its mounts", dir)}
+	err = fuse.Unmount(c.ctx, dir)
+	switch {
+	case err == nil:
+		return nil
+	case noAnswer != nil:
+		return fmt.Errorf("%w; and the daemon was asked for its mounts: %w", err, noAnswer)
+	case errors.Is(err, fuse.ErrNotMounted) || errors.Is(err, fs.ErrNotExist):
+		return &agent.Error{Reason: agent.NotFound,
+			Message: fmt.Sprintf("nothing of Varve is mounted at %s; \"varve status\" shows the daemon's mounts", dir)}
+	}
+	return err
 }
 
 // mountTable is what the daemon has mounted: api.Mounts.
