@@ -14,7 +14,7 @@ type Compression uint8
 
 const (
 	Fastest Compression = 1 // zstd at the fastest level of the encoder
-	Default Compression = 2 // zstd at its default level: 5 % less to store, at two thirds of the speed
+	Default Compression = 2 // zstd at its default level: 3 to 5 % less to store, at three quarters of the speed
 )
 
 // ParseCompression reads what String returns; nothing is zero.
