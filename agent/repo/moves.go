@@ -40,7 +40,7 @@ type moves struct {
 
 // volumeMoves are those of one volume.
 type volumeMoves struct {
-	reading sync.Mutex // one reads at a time
+	reading chan struct{} // of one place: whoever reads is in there
 
 	mu      sync.Mutex // all below
 	listed  []listedMove
@@ -62,7 +62,7 @@ func (m *moves) of(volume layers.ID, create bool) *volumeMoves {
 		if m.volumes == nil {
 			m.volumes = make(map[layers.ID]*volumeMoves)
 		}
-		v = new(volumeMoves)
+		v = &volumeMoves{reading: make(chan struct{}, 1)}
 		m.volumes[volume] = v
 	}
 	return v
@@ -207,8 +207,12 @@ func (r *Repo) loadListed(ctx context.Context, volume layers.ID, listed []listed
 		return nil, nil
 	}
 	v := r.moves.of(volume, true)
-	v.reading.Lock()
-	defer v.reading.Unlock()
+	select {
+	case v.reading <- struct{}{}:
+		defer func() { <-v.reading }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
 	v.mu.Lock()
 	known := make(map[string]*moveObject, len(v.objects))
 	for _, o := range v.objects {
