@@ -5,7 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
-	"sync/atomic"
+	"sync"
 	"testing"
 
 	"varve/catalog"
@@ -357,19 +357,19 @@ func TestAdoptAfterACrash(t *testing.T) {
 	there := must(Start(context.Background(), c))(t)
 	addTarget(t, there, "t1")
 
+	var mu sync.Mutex // a restore asks for several objects at once
 	var states []string
-	var recording atomic.Bool
-	recording.Store(true)
-	w.store(url("t1")).on(func(_ context.Context, op, name string) error {
-		if recording.Load() && len(states) < 40 {
+	w.store(url("t1")).on(func(context.Context, string, string) error {
+		mu.Lock()
+		defer mu.Unlock()
+		if len(states) < 40 {
 			states = append(states, copyState(t, dir))
 		}
 		return nil
 	})
 	restore(t, there, "b", RestoreRequest{Adopt: true})
-	states = append(states, copyState(t, dir))
-	recording.Store(false)
 	w.store(url("t1")).on(nil)
+	states = append(states, copyState(t, dir))
 	if err := there.Close(); err != nil {
 		t.Fatal(err)
 	}
