@@ -290,7 +290,10 @@ func (a *Agent) holdTarget(record catalog.Target) (release func(), err error) {
 	t := a.targetOf(record)
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if t.removed || a.closed {
+	switch {
+	case a.closed:
+		return nil, errStopped // an operation that can goes on when the daemon is started
+	case t.removed:
 		return nil, fail(Conflict, "target %s is being removed", record.Name)
 	}
 	t.users++

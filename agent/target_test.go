@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -287,6 +288,20 @@ func TestStatusAtAGlance(t *testing.T) {
 	if s.Volumes != 2 || s.InUse != 1 || s.Snapshots != 1 || s.Backups != 1 || len(s.Targets) != 1 || s.Targets[0].Error != "" ||
 		s.PID != os.Getpid() || s.Free <= 0 || s.Capacity < s.Free || len(s.Running) != 0 {
 		t.Errorf("%+v", s)
+	}
+}
+
+// B14: an operation that comes to its target while the daemon stops is told
+// that, so that it goes on with the next one.
+func TestTargetOfAStoppedDaemon(t *testing.T) {
+	w := newWorld(t)
+	a := w.start(t.TempDir())
+	target := addTarget(t, a, "t1")
+	if err := a.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := a.holdTarget(target); !errors.Is(err, errStopped) {
+		t.Errorf("the target says %v, want %v", err, errStopped)
 	}
 }
 
