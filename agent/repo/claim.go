@@ -1,127 +1,230 @@
 package repo
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
-	"strings"
+	"io/fs"
+	"math"
+	"slices"
+	"sync"
 	"time"
 
-	"varve/agent/object"
+	"golang.org/x/sync/errgroup"
+
 	"varve/layers"
 )
 
-// initRoot is in front of the claims of hosts that make a repository.
-const initRoot = "init/"
+// The lineage of a volume is the chain of its backups in a repository. It has
+// one writer at a time, the host that the volume is on. Another host that takes
+// it over writes a claim with a higher epoch, and its backups are of that epoch.
+// Claims lock nobody out: a host that has not heard of one goes on, its backups
+// are as whole as all others, and the lineage forks. Claims and roots tell
+// where, and who wrote what.
 
-// claimDead is the age, by the store's clock, of a claim that a crash left.
-const claimDead = 10 * time.Minute
-
-// claimPatience is how long a host waits for another that makes a repository.
-const claimPatience = 10 * time.Second
-
-// claimInit keeps other hosts from making a repository in the store until give
-// is called, where listings are up to date. A host writes its claim, and then
-// looks for others' and for the head. Of two that claim at once, the later to
-// write sees the other's claim or, if that has been given back, its head. So at
-// most one goes on; of several that see each other the first by ID does, when
-// the others have given up. ErrExists: another host was quicker, or is about to
-// be.
-func claimInit(ctx context.Context, s object.Store, id layers.ID) (give func(), err error) {
-	mine := initRoot + id.String()
-	if err := s.Put(ctx, mine, nil); err != nil {
-		return nil, fmt.Errorf("write claim: %w", err)
-	}
-	give = func() {
-		ctx, stop := context.WithTimeout(context.WithoutCancel(ctx), cleanupTime)
-		defer stop()
-		s.Delete(ctx, mine) // else it is dead in ten minutes
-	}
-	for begun := time.Now(); ; {
-		rival, err := findRival(ctx, s, mine)
-		if err == nil && rival == "" {
-			if err = refuseUsed(ctx, s); err == nil {
-				return give, nil
-			}
-		}
-		if err == nil && (rival < mine || time.Since(begun) > claimPatience) {
-			err = fmt.Errorf("%w: another host makes a repository there at this moment (%s); try again when it has", ErrExists, rival)
-		}
-		if err != nil {
-			give()
-			return nil, err
-		}
-		pause := time.NewTimer(50 * time.Millisecond)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			give()
-			return nil, ctx.Err()
-		}
-	}
+// A Claim says that a host took over a volume's backups: the volume is there
+// now, and goes on from one of them.
+type Claim struct {
+	ID      layers.ID
+	Volume  layers.ID
+	Epoch   uint64   // from 2 on; the host with the highest is the writer
+	After   Position // the backup that the volume goes on from
+	Host    string   // for people
+	Created time.Time
 }
 
-// findRival returns the first claim of another host that may be alive.
-func findRival(ctx context.Context, s object.Store, mine string) (string, error) {
-	claims := map[string]time.Time{}
-	newest := time.Time{}
-	for info, err := range s.List(ctx, initRoot) {
-		if err != nil {
-			return "", fmt.Errorf("look for claims: %w", err)
-		}
-		claims[info.Name] = info.Modified
-		if info.Modified.After(newest) {
-			newest = info.Modified
-		}
-	}
-	rival := ""
-	for name, at := range claims {
-		if _, err := layers.ParseID(strings.TrimPrefix(name, initRoot)); err != nil || name == mine || newest.Sub(at) > claimDead {
-			continue
-		}
-		if rival == "" || name < rival {
-			rival = name
-		}
-	}
-	return rival, nil
+// A Position says where in its volume's lineage a backup stands. It comes after
+// all that it was made from.
+type Position struct {
+	Backup layers.ID
+	Epoch  uint64 // of the claim that it was written under; 1 without
+	Number uint64 // higher than those of the backups that its writer saw
 }
 
-// removeClaims removes the claims that crashes left: the repository was made by
-// somebody else meanwhile.
-func (p *prune) removeClaims(ctx context.Context) error {
-	var names []string
-	for info, err := range p.repo.store.List(ctx, initRoot) {
-		if err != nil {
-			return fmt.Errorf("list claims: %w", err)
-		}
-		_, err := layers.ParseID(strings.TrimPrefix(info.Name, initRoot))
-		if err == nil && p.age(info.Modified) > claimDead+sessionAfter {
-			names = append(names, info.Name)
-		}
-	}
-	return p.remove(ctx, names)
+// Compare orders the positions of one volume by epoch and number.
+func (p Position) Compare(q Position) int {
+	return cmp.Or(cmp.Compare(p.Epoch, q.Epoch), cmp.Compare(p.Number, q.Number))
 }
 
-// OpenOrInit opens the repository in the store, or makes one if there is none.
-// made says which it was; where another host makes it at the same time, that
-// one is opened.
-func OpenOrInit(ctx context.Context, s object.Store, k Key, p Params) (r *Repo, made bool, err error) {
-	for begun := time.Now(); ; {
-		r, err = Open(ctx, s, k)
-		if !errors.Is(err, ErrNoRepository) {
-			return r, false, err
+func (n rootName) position() Position { return Position{n.backup, n.epoch, n.seq} }
+
+// TakeOver makes host the writer of the lineage of a backup's volume, which goes
+// on from that backup, and returns the claim. id names the claim: who does not
+// know whether it was written calls again with the same. A backup that is not
+// there is an error that wraps fs.ErrNotExist.
+func (r *Repo) TakeOver(ctx context.Context, id, backup layers.ID, host string) (Claim, error) {
+	c, err := r.takeOver(ctx, id, backup, host)
+	if err != nil {
+		return Claim{}, fmt.Errorf("take over from backup %s: %w", backup, err)
+	}
+	return c, nil
+}
+
+func (r *Repo) takeOver(ctx context.Context, id, backup layers.ID, host string) (Claim, error) {
+	after, _, err := r.find(ctx, backup)
+	if err != nil {
+		return Claim{}, err
+	}
+	c := Claim{ID: id, Volume: after.name.volume, Epoch: after.name.epoch, After: after.name.position(), Host: host, Created: fromMilli(unixMilli(r.now()))}
+	if _, err := r.list(ctx, volumePrefix(c.Volume)); err != nil {
+		return Claim{}, err
+	}
+	others, err := r.Claims(ctx)
+	if err != nil {
+		return Claim{}, err
+	}
+	for _, other := range others {
+		if other.ID == id {
+			return other, nil
 		}
-		r, err = Init(ctx, s, k, p)
-		if !errors.Is(err, ErrExists) || time.Since(begun) > claimPatience {
-			return r, err == nil, err
-		}
-		pause := time.NewTimer(50 * time.Millisecond)
-		select {
-		case <-pause.C:
-		case <-ctx.Done():
-			pause.Stop()
-			return nil, false, ctx.Err()
+		if other.Volume == c.Volume {
+			c.Epoch = max(c.Epoch, other.Epoch)
 		}
 	}
+	if c.Epoch >= math.MaxInt64 {
+		return Claim{}, damaged(after.name.String(), 0, fmt.Errorf("no epoch comes after %d", c.Epoch))
+	}
+	c.Epoch++
+	if err := r.store.Put(ctx, c.name().String(), r.sealClaim(&c)); err != nil {
+		return Claim{}, fmt.Errorf("write claim: %w", err)
+	}
+	r.claims.note(c.name())
+	r.claims.keep(c.name(), &c)
+	return c, nil
+}
+
+// Claims returns the claims that were listed so far: those of one volume once
+// something was made or looked for in it, all after Backups. Within a volume
+// the lowest epoch comes first. Each is read once. What is not whole, or not
+// what its name says, is no claim: whoever writes to the store could put it
+// there.
+func (r *Repo) Claims(ctx context.Context) ([]Claim, error) {
+	names := r.claims.names()
+	found := make([]*Claim, len(names))
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(listAhead)
+	for i, name := range names {
+		g.Go(func() (err error) {
+			found[i], err = r.claim(ctx, name)
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return nil, err
+	}
+	claims := make([]Claim, 0, len(found))
+	for _, c := range found {
+		if c != nil {
+			claims = append(claims, *c)
+		}
+	}
+	return claims, nil
+}
+
+// claim returns the claim of that name, nil if there is none.
+func (r *Repo) claim(ctx context.Context, name claimName) (*Claim, error) {
+	if c, known := r.claims.find(name); known {
+		return c, nil
+	}
+	b, err := r.readAll(ctx, name.String(), maxBody)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return nil, nil
+	case err != nil && !errors.Is(err, ErrCorrupt):
+		return nil, fmt.Errorf("read claim: %w", err)
+	}
+	c, err := r.openClaim(b, name)
+	if err != nil {
+		c = nil // An audit says what is wrong with it.
+	}
+	r.claims.keep(name, c)
+	return c, nil
+}
+
+func (r *Repo) sealClaim(c *Claim) []byte { return r.sealBody(kindClaim, c.ID, c.body()) }
+
+// body is what the object says: docs/format.md 2.9.
+func (c *Claim) body() fields {
+	after := rootName{c.Volume, c.After.Epoch, c.After.Number, c.After.Backup}
+	f := make(fields)
+	f.setID(bodyBackup, c.ID)
+	f.setID(bodyVolume, c.Volume)
+	f.setID(bodyParent, after.backup)
+	f.setText(bodyParentRoot, after.String())
+	f.setTime(bodyTime, c.Created)
+	f.setNumber(bodyNumber, int64(c.Epoch))
+	f.setText(bodyHost, c.Host)
+	return f
+}
+
+// openClaim reads what sealClaim made for the object of that name.
+func (r *Repo) openClaim(b []byte, name claimName) (*Claim, error) {
+	f, err := r.openBody(b, kindClaim)
+	if err != nil {
+		return nil, err
+	}
+	return parseClaim(f, name)
+}
+
+func parseClaim(f fields, name claimName) (*Claim, error) {
+	id, err1 := f.id(bodyBackup)
+	volume, err2 := f.id(bodyVolume)
+	epoch, err3 := f.number(bodyNumber)
+	created, err4 := f.time(bodyTime)
+	backup, err5 := f.id(bodyParent)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+		return nil, err
+	}
+	if got := (claimName{volume, uint64(epoch), id}); got != name {
+		return nil, fmt.Errorf("it is claim %s", got)
+	}
+	after, ok := parseRoot(f.text(bodyParentRoot))
+	if !ok || after.volume != volume || after.backup != backup || after.epoch >= name.epoch {
+		return nil, fmt.Errorf("a claim of epoch %d that goes on from the root %q", name.epoch, f.text(bodyParentRoot))
+	}
+	return &Claim{ID: id, Volume: volume, Epoch: name.epoch, After: after.position(), Host: f.text(bodyHost), Created: created}, nil
+}
+
+// claims remembers those that listings had, and what was read of them; they
+// never change. It is safe for concurrent use.
+type claims struct {
+	mu   sync.Mutex
+	read map[claimName]*Claim // what is not read yet has no value; nil: it is none
+	seen map[claimName]bool
+}
+
+func newClaims() *claims {
+	return &claims{read: make(map[claimName]*Claim), seen: make(map[claimName]bool)}
+}
+
+func (x *claims) note(n claimName) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.seen[n] = true
+}
+
+func (x *claims) keep(n claimName, c *Claim) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.read[n] = c
+}
+
+func (x *claims) find(n claimName) (c *Claim, known bool) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	c, known = x.read[n]
+	return c, known
+}
+
+// names returns all that were listed, by volume and epoch.
+func (x *claims) names() []claimName {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	names := make([]claimName, 0, len(x.seen))
+	for n := range x.seen {
+		names = append(names, n)
+	}
+	slices.SortFunc(names, func(a, b claimName) int { return cmp.Compare(a.String(), b.String()) })
+	return names
 }

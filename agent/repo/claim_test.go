@@ -1,88 +1,169 @@
 package repo
 
 import (
+	"bytes"
+	"context"
 	"errors"
-	"fmt"
-	"sync"
+	"io/fs"
 	"testing"
-	"testing/synctest"
-	"time"
 
 	"varve/agent/object"
-	"varve/agent/object/objecttest"
 	"varve/layers"
 )
 
-// C5: hosts that make a repository in one place at once, each request taking a
-// time of its own, all end with the same one, and leave nothing beside it.
-func TestManyHostsInit(t *testing.T) {
-	rnd := newRand(t) // outside the bubbles, where it is always the same time
-	for round := range 40 {
-		synctest.Test(t, func(t *testing.T) {
-			mem := object.NewMem()
-			var mu sync.Mutex
-			pause := func(string, string) error {
-				mu.Lock()
-				d := time.Duration(rnd.IntN(40)) * time.Millisecond
-				mu.Unlock()
-				time.Sleep(d)
-				return nil
-			}
-			slow := &objecttest.Hook{Store: mem, Before: pause, After: pause}
-			ids := map[layers.ID]int{}
-			makers := 0
-			var all sync.WaitGroup
-			for range 2 + round%4 {
-				all.Go(func() {
-					r, made, err := OpenOrInit(t.Context(), slow, Key{}, Params{NoEncryption: true})
-					if err != nil {
-						t.Error(err)
-						return
-					}
-					defer r.Close()
-					mu.Lock()
-					defer mu.Unlock()
-					ids[r.ID()]++
-					if made {
-						makers++
-					}
-				})
-			}
-			all.Wait()
-			if len(ids) != 1 || makers != 1 {
-				t.Errorf("%d hosts made %d repositories", makers, len(ids))
-			}
-			if left := contents(t, mem); len(left) != 1 {
-				t.Errorf("%d objects are left, want the head", len(left))
-			}
-		})
+// must ends the test if a call failed, and returns what it gave.
+func must[T any](value T, err error) func(testing.TB) T {
+	return func(t testing.TB) T {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return value
 	}
 }
 
-// What a crashed host has left is in nobody's way after ten minutes, and until
-// then the refusal says what it is.
-func TestInitAfterACrash(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		mem := object.NewMem()
-		if err := mem.Put(t.Context(), initRoot+layers.NewID().String(), nil); err != nil {
+// backupAs is volume.backup by a host under its claim.
+func (v *volume) backupAs(ctx context.Context, r *Repo, parent layers.ID, c Claim, host string) (Backup, error) {
+	j := Job{ID: layers.NewID(), Volume: v.id, Claim: c, Host: host, Parent: parent, Source: v.source()}
+	if !parent.IsZero() {
+		j.Changes = v.changes()
+	}
+	return r.Create(ctx, j)
+}
+
+// twin is the volume restored on another host.
+func (v *volume) twin() *volume {
+	w := newVolume(int64(len(v.bytes)))
+	w.id = v.id
+	copy(w.bytes, v.bytes)
+	return w
+}
+
+// hostOf opens the repository as one more host.
+func hostOf(t *testing.T, store object.Store) *Repo {
+	t.Helper()
+	r, err := Open(t.Context(), store, Key{Passphrase: secret})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { r.Close() })
+	return r
+}
+
+// C5: a host takes a lineage over and goes on from a backup; the host before
+// goes on too. Every backup is whole, and each says where it stands.
+func TestTakeOver(t *testing.T) {
+	store, ctx := object.NewMem(), t.Context()
+	here := testRepo(t, store, true)
+	v := newVolume(1 << 20)
+	v.write(0, []byte("base"))
+	base := must(v.backupAs(ctx, here, layers.ID{}, Claim{}, "alpha"))(t)
+	if base.Epoch != 1 || base.Number != 1 || !base.Claim.IsZero() || base.Host != "alpha" {
+		t.Errorf("before any claim: %+v", base)
+	}
+	v.forget()
+	moved := v.twin()
+
+	there, id := hostOf(t, store), layers.NewID()
+	claim := must(there.TakeOver(ctx, id, base.ID, "beta"))(t)
+	want := Claim{ID: id, Volume: v.id, Epoch: 2, After: Position{base.ID, 1, 1}, Host: "beta", Created: claim.Created}
+	if claim != want || claim.Created.IsZero() {
+		t.Errorf("claim %+v, want %+v", claim, want)
+	}
+	if again := must(there.TakeOver(ctx, id, base.ID, "beta"))(t); again != claim {
+		t.Errorf("asked again: %+v", again)
+	}
+	v.write(4096, []byte("stale"))
+	stale := must(v.backupAs(ctx, here, base.ID, Claim{}, "alpha"))(t)
+	moved.write(8192, []byte("new"))
+	next := must(moved.backupAs(ctx, there, base.ID, claim, "beta"))(t)
+	moved.forget()
+	if stale.Epoch != 1 || next.Epoch != 2 || next.Claim != id || next.Number <= base.Number || stale.Number <= base.Number {
+		t.Errorf("the fork: %+v and %+v", stale, next)
+	}
+	// Who does not know of the claim under which the parent was made is of it.
+	moved.write(12288, []byte("later"))
+	later := must(moved.backupAs(ctx, hostOf(t, store), next.ID, Claim{}, "gamma"))(t)
+	if later.Epoch != 2 || later.Claim != id || later.Host != "gamma" || later.Number <= next.Number {
+		t.Errorf("without a claim of its own: %+v", later)
+	}
+
+	// The host before learns of the claim by its next backup, a new one by its
+	// list.
+	if got := must(here.Claims(ctx))(t); len(got) != 1 || got[0] != claim {
+		t.Errorf("the host before knows %+v", got)
+	}
+	fresh := hostOf(t, store)
+	for b, err := range fresh.Backups(ctx) {
+		if err != nil {
+			t.Error(err)
+		}
+		for _, want := range []Backup{base, stale, next, later} {
+			if b.ID == want.ID && (b.Epoch != want.Epoch || b.Number != want.Number || b.Claim != want.Claim || b.Host != want.Host) {
+				t.Errorf("listed %+v, made %+v", b, want)
+			}
+		}
+	}
+	if got := must(fresh.Claims(ctx))(t); len(got) != 1 || got[0] != claim {
+		t.Errorf("a new host knows %+v", got)
+	}
+	compare(t, fresh, stale.ID, v.bytes)
+	compare(t, fresh, later.ID, moved.bytes)
+
+	// One claim comes after all others, wherever its host goes on from.
+	third := must(fresh.TakeOver(ctx, layers.NewID(), stale.ID, "delta"))(t)
+	if third.Epoch != 3 || third.After != (Position{stale.ID, 1, stale.Number}) {
+		t.Errorf("the third: %+v", third)
+	}
+	if _, err := fresh.TakeOver(ctx, layers.NewID(), layers.NewID(), "delta"); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("from a backup that never was: %v", err)
+	}
+}
+
+// B15: a claim that is damaged, renamed or forged is none, and an audit names it.
+func TestBadClaims(t *testing.T) {
+	store, ctx := object.NewMem(), t.Context()
+	r := testRepo(t, store, true)
+	v := newVolume(1 << 20)
+	base := must(v.backup(ctx, r, layers.ID{}))(t)
+	claim := must(r.TakeOver(ctx, layers.NewID(), base.ID, "beta"))(t)
+	good := contents(t, store)[claim.name().String()]
+	renamed := claimName{claim.Volume, 1 << 60, claim.ID}
+	flipped := claimName{claim.Volume, 7, layers.NewID()}
+	long := claimName{claim.Volume, 8, layers.NewID()}
+	bad := bytes.Clone(good)
+	bad[len(bad)-20] ^= 1
+	for name, b := range map[claimName][]byte{renamed: good, flipped: bad, long: make([]byte, maxBody+1)} {
+		if err := store.Put(ctx, name.String(), b); err != nil {
 			t.Fatal(err)
 		}
-		_, _, err := OpenOrInit(t.Context(), mem, Key{}, Params{NoEncryption: true})
-		if !errors.Is(err, ErrExists) || len(fmt.Sprint(err)) > 300 {
-			t.Errorf("beside a fresh claim: %v", err)
+	}
+	host := hostOf(t, store)
+	for _, err := range host.Backups(ctx) {
+		if err != nil {
+			t.Error(err)
 		}
-		time.Sleep(11 * time.Minute)
-		r, made, err := OpenOrInit(t.Context(), mem, Key{}, Params{NoEncryption: true})
-		if err != nil || !made {
-			t.Fatalf("beside a dead claim: %v", err)
+	}
+	if got := must(host.Claims(ctx))(t); len(got) != 1 || got[0] != claim {
+		t.Errorf("claims %+v, want the one that is whole", got)
+	}
+	if next := must(host.TakeOver(ctx, layers.NewID(), base.ID, "gamma"))(t); next.Epoch != 3 {
+		t.Errorf("the next has epoch %d, want 3", next.Epoch)
+	}
+	named := make(map[string]bool)
+	report, err := host.Audit(ctx, AuditOptions{Level: Map})
+	if !errors.Is(err, ErrCorrupt) {
+		t.Errorf("audit: %v", err)
+	}
+	for _, f := range report.Findings {
+		named[f.Object] = true
+	}
+	for _, name := range []claimName{renamed, flipped, long} {
+		if !named[name.String()] {
+			t.Errorf("an audit does not name %s", name)
 		}
-		defer r.Close()
-		for _, left := range []int{2, 1} { // objects: the claim goes when no listing lags so much
-			prunes(t, r, PruneOptions{})
-			if got := contents(t, mem); len(got) != left {
-				t.Errorf("%d objects are left, want %d", len(got), left)
-			}
-			time.Sleep(2 * time.Hour)
-		}
-	})
+	}
+	if len(named) != 3 {
+		t.Errorf("an audit names %v", named)
+	}
 }

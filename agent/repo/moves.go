@@ -13,15 +13,6 @@ import (
 	"varve/layers"
 )
 
-// A moveObject is a relocation object that was read. It never changes.
-type moveObject struct {
-	*relocations
-	name     string
-	id       objectID
-	size     int64      // bytes
-	replaces []objectID // relocations of the volume that say nothing it does not say
-}
-
 // A listedMove is a relocation object as a listing has it.
 type listedMove struct {
 	name     string

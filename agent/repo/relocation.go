@@ -2,13 +2,10 @@ package repo
 
 import (
 	"cmp"
-	"context"
 	"encoding/binary"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"iter"
-	"maps"
 	"slices"
 
 	"varve/layers"
@@ -116,91 +113,6 @@ func (l *relocations) names() iter.Seq2[sectionKey, *movedRow] {
 			}
 		}
 	}
-}
-
-// A relocating gathers rows in any order.
-type relocating struct {
-	packs   map[objectID]*movingPack
-	objects []packRef
-	index   map[packRef]uint32
-	rows    int
-}
-
-type movingPack struct {
-	class movedClass
-	rows  []movedRow
-	has   liveSet // the sections in rows
-}
-
-func newRelocating() *relocating {
-	return &relocating{packs: make(map[objectID]*movingPack), index: make(map[packRef]uint32)}
-}
-
-// add says where a section is. There is one place for each.
-func (g *relocating) add(from sectionKey, to *sectionPlace) {
-	at, ok := g.index[to.pack]
-	if !ok {
-		at = uint32(len(g.objects))
-		g.objects, g.index[to.pack] = append(g.objects, to.pack), at
-	}
-	p := g.packs[from.id]
-	if p == nil {
-		p = new(movingPack)
-		g.packs[from.id] = p
-	}
-	p.has.take(from.number, to.stored)
-	p.rows = append(p.rows, movedRow{from.number, at, to.number, uint32(to.off), to.stored, shapeByte(to.kind, to.blocks, to.zstd)})
-	g.rows++
-}
-
-// has reports whether something is said of a section.
-func (g *relocating) has(name sectionKey) bool {
-	p := g.packs[name.id]
-	return p != nil && p.has.has(name.number)
-}
-
-// setClass says how much of a pack was moved, if anything was.
-func (g *relocating) setClass(id objectID, class movedClass) {
-	if p := g.packs[id]; p != nil {
-		p.class = class
-	}
-}
-
-func (g *relocating) clone() *relocating {
-	c := &relocating{packs: make(map[objectID]*movingPack, len(g.packs)), objects: slices.Clone(g.objects), index: maps.Clone(g.index), rows: g.rows}
-	for id, p := range g.packs {
-		q := *p
-		q.rows, q.has.words = slices.Clone(p.rows), slices.Clone(p.has.words)
-		c.packs[id] = &q
-	}
-	return c
-}
-
-// build orders the rows as they are written.
-func (g *relocating) build() *relocations {
-	l := &relocations{rows: make([]movedRow, 0, g.rows)}
-	for id, p := range g.packs {
-		l.packs = append(l.packs, movedPack{id: id, class: p.class})
-	}
-	slices.SortFunc(l.packs, func(a, b movedPack) int { return slices.Compare(a.id[:], b.id[:]) })
-	renamed := make(map[uint32]uint32)
-	for i := range l.packs {
-		p := &l.packs[i]
-		rows := g.packs[p.id].rows
-		slices.SortFunc(rows, func(a, b movedRow) int { return cmp.Compare(a.section, b.section) })
-		p.first = len(l.rows)
-		for _, r := range rows {
-			at, ok := renamed[r.object]
-			if !ok {
-				at = uint32(len(l.objects))
-				l.objects, renamed[r.object] = append(l.objects, g.objects[r.object]), at
-			}
-			r.object = at
-			l.rows = append(l.rows, r)
-		}
-		p.end = len(l.rows)
-	}
-	return l
 }
 
 // append writes the text: docs/format.md 2.10.
@@ -417,89 +329,4 @@ func (l *relocations) parsePlaces(d *decoder) {
 			d.failf("a section of %d bytes", r.stored)
 		}
 	}
-}
-
-func relocationPrefix(volume layers.ID) string { return volumePrefix(volume) + "r/" }
-
-func relocationName(volume layers.ID, id objectID) string {
-	return relocationPrefix(volume) + id.String()
-}
-
-// parseRelocationName reads what relocationName wrote.
-func parseRelocationName(name string) (volume layers.ID, id objectID, ok bool) {
-	n, is := parseVolumeName(name)
-	if !is {
-		return volume, id, false
-	}
-	id, ok = n.relocation()
-	return n.volume, id, ok
-}
-
-func (n volumeName) relocation() (id objectID, ok bool) {
-	if n.kind != "r" || len(n.rest) != 2*len(id) {
-		return id, false
-	}
-	_, err := hex.Decode(id[:], []byte(n.rest))
-	return id, err == nil && relocationName(n.volume, id) == n.String()
-}
-
-// sealRelocations returns the object of relocations that stand for others too.
-func (r *Repo) sealRelocations(id objectID, volume layers.ID, l *relocations, replaces []objectID) []byte {
-	f := make(fields)
-	f.setID(bodyVolume, volume)
-	f.setTime(bodyTime, r.now())
-	f.setText(bodyHost, hostName())
-	f[bodyRows] = compress(nil, l.append(nil, volume))
-	for i := range replaces {
-		f[bodyReplaces] = append(f[bodyReplaces], replaces[i][:]...)
-	}
-	return r.sealObject(kindRelocation, id, f)
-}
-
-// writeRelocations makes relocations durable, and known to this Repo. What they
-// name is durable already. It returns the name of the object.
-func (r *Repo) writeRelocations(ctx context.Context, volume, session layers.ID, l *relocations, replaces []objectID) (string, error) {
-	id := newObjectID(session)
-	name, object := relocationName(volume, id), r.sealRelocations(id, volume, l, replaces)
-	if err := r.store.Put(ctx, name, object); err != nil {
-		return "", fmt.Errorf("write relocation: %w", err)
-	}
-	r.moves.add(volume, &moveObject{relocations: l, name: name, id: id, size: int64(len(object)), replaces: replaces})
-	return name, nil
-}
-
-// maxReplaced bounds the relocations that one stands for.
-const maxReplaced = 4096
-
-// parseRelocation reads a relocation object.
-func (r *Repo) parseRelocation(name string, b []byte) (*moveObject, error) {
-	volume, id, ok := parseRelocationName(name)
-	h, err := parseHeader(b)
-	if err != nil {
-		return nil, err
-	}
-	if !ok || h.id != id {
-		return nil, fmt.Errorf("it is object %s", h.id)
-	}
-	f, err := r.openBody(b, kindRelocation)
-	if err != nil {
-		return nil, err
-	}
-	if of, err := f.id(bodyVolume); err != nil || of != volume {
-		return nil, fmt.Errorf("it is of volume %s", of)
-	}
-	o := &moveObject{name: name, id: id}
-	list := f[bodyReplaces]
-	if len(list)%len(id) != 0 || len(list)/len(id) > maxReplaced {
-		return nil, fmt.Errorf("what it replaces takes %d bytes, not %d for each of at most %d", len(list), len(id), maxReplaced)
-	}
-	for other := range slices.Chunk(list, len(id)) {
-		o.replaces = append(o.replaces, objectID(other))
-	}
-	text, err := expand(f[bodyRows], relocationLimit)
-	if err != nil {
-		return nil, err
-	}
-	o.relocations, err = parseRelocations(text, volume)
-	return o, err
 }
