@@ -41,18 +41,7 @@ func (c *call) backupVerify() error {
 	if err != nil {
 		return err
 	}
-	failed := c.follow(client, o)
-	var quiet quietError
-	if c.Bool("no-wait") && !c.Bool("wait") || errors.As(failed, &quiet) {
-		return failed
-	}
-	if o, err = client.Operation(c.ctx, o.ID, 0); err != nil {
-		return errors.Join(failed, err)
-	}
-	if err := listPlaces(out, c, o.Findings); err != nil {
-		return err
-	}
-	return failed
+	return c.followFindings(client, o, func(found []api.Finding) error { return listPlaces(out, c, found) })
 }
 
 // directVerify checks a backup of the target at the URL of --target.

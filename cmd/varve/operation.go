@@ -142,6 +142,23 @@ func (c *call) follow(client *api.Client, o api.Operation) error {
 	return c.watch(client, o)
 }
 
+// followFindings is follow, and then lists what the operation found.
+func (c *call) followFindings(client *api.Client, o api.Operation, list func([]api.Finding) error) error {
+	failed := c.follow(client, o)
+	var quiet quietError
+	if c.Bool("no-wait") && !c.Bool("wait") || errors.As(failed, &quiet) {
+		return failed
+	}
+	o, err := client.Operation(c.ctx, o.ID, 0)
+	if err != nil {
+		return errors.Join(failed, err)
+	}
+	if err := list(o.Findings); err != nil {
+		return err
+	}
+	return failed
+}
+
 // watch is follow whatever the flags say. Ctrl-C leaves the operation running.
 func (c *call) watch(client *api.Client, o api.Operation) error {
 	bar := newProgress(c.stderr, o.Kind, c.onTerminal())

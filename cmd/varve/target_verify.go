@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"strconv"
 	"strings"
@@ -72,18 +71,7 @@ func (c *call) targetVerify() error {
 	if err != nil {
 		return err
 	}
-	failed := c.follow(client, o)
-	var quiet quietError
-	if c.Bool("no-wait") && !c.Bool("wait") || errors.As(failed, &quiet) {
-		return failed
-	}
-	if o, err = client.Operation(c.ctx, o.ID, 0); err != nil {
-		return errors.Join(failed, err)
-	}
-	if err := listDamage(out, c, o.Findings); err != nil {
-		return err
-	}
-	return failed
+	return c.followFindings(client, o, func(found []api.Finding) error { return listDamage(out, c, found) })
 }
 
 // listDamage prints a row for each backup that each damaged place costs data,

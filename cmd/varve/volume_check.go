@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/urfave/cli/v2"
@@ -32,22 +31,13 @@ func (c *call) volumeCheck() error {
 	if err != nil {
 		return err
 	}
-	failed := c.follow(client, o)
-	var quiet quietError
-	if c.Bool("no-wait") && !c.Bool("wait") || errors.As(failed, &quiet) {
-		return failed
-	}
-	if o, err = client.Operation(c.ctx, o.ID, 0); err != nil {
-		return errors.Join(failed, err)
-	}
-	var rows []row
-	for _, f := range o.Findings {
-		rows = append(rows, row{orNone(f.LayerID), f.File, f.Offset, f.Expected, f.Found, f.Repaired})
-	}
-	if err := out.list(c.stdout, []string{"Layer", "File", "Offset", "Expected", "Found", "Repaired"}, rows); err != nil {
-		return err
-	}
-	return failed
+	return c.followFindings(client, o, func(found []api.Finding) error {
+		var rows []row
+		for _, f := range found {
+			rows = append(rows, row{orNone(f.LayerID), f.File, f.Offset, f.Expected, f.Found, f.Repaired})
+		}
+		return out.list(c.stdout, []string{"Layer", "File", "Offset", "Expected", "Found", "Repaired"}, rows)
+	})
 }
 
 // findingTexts are what a check found, a text each.
