@@ -2,18 +2,21 @@ package agent
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"io"
+	"slices"
 
+	"varve/catalog"
 	"varve/layers"
 )
 
-// A FileSystem is what the start of a volume says that is on all of it. The zero
-// value is none that is known; what is in partitions is not looked for.
+// A FileSystem is what superblocks say that is on a volume or in one of its
+// partitions. What lies in LVM or LUKS is not seen.
 type FileSystem struct {
-	Kind string // ext4 (for all its family), xfs, btrfs
-	UUID string // its own, in the usual form
+	Partition int      // as Linux counts them, from 1; 0: on all of the volume
+	Kind      string   // ext4 (for all its family), xfs, btrfs
+	UUID      string   // its own, in the usual form
+	Twins     []string // names of the other volumes on which the same file system is
 }
 
 // Where superblocks lie, in bytes: Linux, fs/xfs/libxfs/xfs_format.h (xfs_dsb),
@@ -31,50 +34,81 @@ var superblocks = []struct {
 	{"btrfs", 64 << 10, 64, "_BHRfS_M", 32},
 }
 
-// readFileSystem looks at a volume for superblocks.
-func readFileSystem(volume io.ReaderAt) (FileSystem, error) {
+// readFileSystems looks for superblocks on a volume of size bytes, and in its
+// partitions.
+func readFileSystems(volume io.ReaderAt, size int64) ([]FileSystem, error) {
+	partitions, err := readPartitions(volume)
+	if err != nil {
+		return nil, err
+	}
+	var found []FileSystem
+	for _, p := range append([]partition{{0, 0, size}}, partitions...) {
+		fs, err := readFileSystem(io.NewSectionReader(volume, p.at, p.length))
+		if err != nil {
+			return nil, err
+		}
+		if fs.Kind != "" {
+			fs.Partition = p.number
+			found = append(found, fs)
+		}
+	}
+	return found, nil
+}
+
+// readFileSystem looks for a superblock; without one Kind is empty.
+func readFileSystem(part io.ReaderAt) (FileSystem, error) {
 	for _, s := range superblocks {
 		var b [128]byte
-		if _, err := volume.ReadAt(b[:], s.at); err != nil {
-			if errors.Is(err, io.EOF) { // it is too small for this one, and the next
-				return FileSystem{}, nil
-			}
+		if ok, err := readWhole(part, b[:], s.at); !ok { // it is too small for this one, and the next
 			return FileSystem{}, err
 		}
 		if string(b[s.mark:s.mark+int64(len(s.magic))]) != s.magic {
 			continue
 		}
 		u := b[s.uuid:][:16]
-		return FileSystem{s.kind, fmt.Sprintf("%08x-%04x-%04x-%04x-%012x", binary.BigEndian.Uint32(u),
+		return FileSystem{Kind: s.kind, UUID: fmt.Sprintf("%08x-%04x-%04x-%04x-%012x", binary.BigEndian.Uint32(u),
 			binary.BigEndian.Uint16(u[4:]), binary.BigEndian.Uint16(u[6:]), binary.BigEndian.Uint16(u[8:]), u[10:])}, nil
 	}
 	return FileSystem{}, nil
 }
 
-// fileSystems returns what is on the volume, and the other volumes of this
-// daemon on which the same is: copies, which a kernel may refuse to mount side
-// by side. A volume that cannot be read has none.
-func (a *Agent) fileSystems(id layers.ID) (own FileSystem, twins []layers.ID) {
+// fileSystems returns what is on the volume of the given id, and on which other
+// volumes of this daemon the same is: copies, which a kernel may refuse to
+// mount side by side. A volume that cannot be read has none: a check of it says
+// what is wrong.
+func (a *Agent) fileSystems(id layers.ID, records []catalog.Volume) []FileSystem {
+	own := a.readFileSystems(id)
+	if len(own) == 0 {
+		return nil
+	}
+	for _, r := range records {
+		if r.ID == id {
+			continue
+		}
+		others := a.readFileSystems(r.ID)
+		for i, fs := range own {
+			if slices.ContainsFunc(others, func(o FileSystem) bool { return o.Kind == fs.Kind && o.UUID == fs.UUID }) {
+				own[i].Twins = append(own[i].Twins, r.Name)
+			}
+		}
+	}
+	return own
+}
+
+func (a *Agent) readFileSystems(id layers.ID) []FileSystem {
+	v := a.volumeOf(id)
+	if v == nil {
+		return nil
+	}
 	a.mu.Lock()
-	open := make(map[layers.ID]*layers.Volume, len(a.volumes))
-	for other, v := range a.volumes {
-		if v.data != nil {
-			open[other] = v.data
-		}
-	}
+	data := v.data
 	a.mu.Unlock()
-	data := open[id]
 	if data == nil {
-		return FileSystem{}, nil
+		return nil
 	}
-	own, err := readFileSystem(data)
-	if err != nil || own == (FileSystem{}) {
-		return FileSystem{}, nil // a check of the volume says what is wrong with it
+	found, err := readFileSystems(data, data.Size())
+	if err != nil {
+		return nil
 	}
-	for other, data := range open {
-		if found, err := readFileSystem(data); other != id && err == nil && found == own {
-			twins = append(twins, other)
-		}
-	}
-	return own, twins
+	return found
 }

@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strings"
 	"testing"
@@ -70,19 +71,23 @@ func TestTwinFileSystems(t *testing.T) {
 			put(three)
 			for name, want := range map[string][]string{one: {two}, two: {one}, three: nil} {
 				v := must(a.Volume(t.Context(), name))(t)
-				if v.FileSystem.Kind != fs.kind || !slices.Equal(v.Twins, want) || (v.FileSystem.UUID == uuid) != (name != three) {
-					t.Errorf("%s: %+v is also on %q, want %s %s on %q", name, v.FileSystem, v.Twins, fs.kind, uuid, want)
+				if len(v.FileSystems) != 1 {
+					t.Fatalf("%s has %+v, want one", name, v.FileSystems)
+				}
+				got := v.FileSystems[0]
+				if got.Partition != 0 || got.Kind != fs.kind || !slices.Equal(got.Twins, want) || (got.UUID == uuid) != (name != three) {
+					t.Errorf("%s: %+v, want %s %s on %q too", name, got, fs.kind, uuid, want)
 				}
 			}
 			put(two)
-			if v := must(a.Volume(t.Context(), one))(t); len(v.Twins) != 0 {
-				t.Errorf("after a new UUID %q still has the old one", v.Twins)
+			if v := must(a.Volume(t.Context(), one))(t); len(v.FileSystems) != 1 || v.FileSystems[0].Twins != nil {
+				t.Errorf("after a new UUID of the other: %+v", v.FileSystems)
 			}
 		})
 	}
 	createVolume(t, a, "empty", mib)
-	if v := must(a.Volume(t.Context(), "empty"))(t); v.FileSystem != (FileSystem{}) || v.Twins != nil {
-		t.Errorf("an empty volume has %+v, on %q", v.FileSystem, v.Twins)
+	if v := must(a.Volume(t.Context(), "empty"))(t); v.FileSystems != nil {
+		t.Errorf("an empty volume has %+v", v.FileSystems)
 	}
 }
 
@@ -96,12 +101,12 @@ func TestReadFileSystem(t *testing.T) {
 		content string
 		want    FileSystem
 	}{
-		"btrfs":         {string(b), FileSystem{"btrfs", "30313233-3435-3637-3839-616263646566"}},
+		"btrfs":         {string(b), FileSystem{Kind: "btrfs", UUID: "30313233-3435-3637-3839-616263646566"}},
 		"zeros":         {string(make([]byte, 128<<10)), FileSystem{}},
 		"nothing":       {"", FileSystem{}},
 		"a short start": {"XFSB", FileSystem{}},
 	} {
-		if got, err := readFileSystem(strings.NewReader(c.content)); err != nil || got != c.want {
+		if got, err := readFileSystem(strings.NewReader(c.content)); err != nil || !reflect.DeepEqual(got, c.want) {
 			t.Errorf("%s: %+v, %v, want %+v", name, got, err, c.want)
 		}
 	}

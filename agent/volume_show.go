@@ -18,9 +18,8 @@ type VolumeView struct {
 	Snapshots   []SnapshotUsage // oldest first, those that the system made included
 	Chain       layers.State    // how its data is doing
 	Clones      []string        // names of the volumes that were made of it and may share its layers
-	FileSystem  FileSystem      // that is on all of it; only of one volume, not in a list
+	FileSystems []FileSystem    // that are on it, by partition; only of one volume, not in a list
 	TakenOver   []Takeover      // by other hosts, in targets; only of one volume
-	Twins       []string        // names of the other volumes on which the same file system is
 }
 
 // Volumes returns every volume, oldest first.
@@ -53,13 +52,7 @@ func (a *Agent) Volume(ctx context.Context, ref string) (VolumeView, error) {
 	if v := a.volumeOf(record.ID); v != nil {
 		view.TakenOver = a.takeovers(v)
 	}
-	var twins []layers.ID
-	view.FileSystem, twins = a.fileSystems(record.ID)
-	for _, r := range records {
-		if slices.Contains(twins, r.ID) {
-			view.Twins = append(view.Twins, r.Name)
-		}
-	}
+	view.FileSystems = a.fileSystems(record.ID, records)
 	return view, nil
 }
 

@@ -29,6 +29,7 @@ needs=(
 	"qemu-img qemu-utils"
 	"qemu-system-x86_64 qemu-system-x86"
 	"restic restic"
+	"sfdisk fdisk"
 	"zstd zstd" # for make bench
 	"swift-account-server swift-account"
 	"swift-container-server swift-container"

@@ -84,9 +84,7 @@ type Volume struct {
 	ActualBytes    int64           `json:"actual_bytes" doc:"on disk, snapshots included"`
 	LiveBytes      int64           `json:"live_bytes" doc:"on disk, that the live volume reads"`
 	Clones         []string        `json:"clones" doc:"names of the volumes that were made of it and may share its layers"`
-	FileSystem     string          `json:"file_system" doc:"that is on all of it: ext4, xfs, btrfs; empty if none is found, and in lists"`
-	FileSystemUUID string          `json:"file_system_uuid"`
-	SameUUID       []string        `json:"same_uuid_volumes" doc:"names of the other volumes with that file system; a kernel may refuse to mount it twice"`
+	FileSystems    []FileSystem    `json:"file_systems" doc:"that are on it; empty in lists"`
 	TakenOver      []Takeover      `json:"taken_over" doc:"by other hosts, which back it up now; empty in lists"`
 	Chain          Chain           `json:"chain"`
 	SnapshotUsage  []SnapshotUsage `json:"snapshot_usage" doc:"oldest first"`
@@ -115,6 +113,14 @@ type NewAttachment struct {
 	Persist     bool    `json:"persist,omitempty" doc:"attach it again after a start of the machine"`
 	Connections int     `json:"connections,omitempty" doc:"sockets to the kernel; 1 if left out"`
 	BlockSize   int64   `json:"block_size,omitempty" doc:"bytes; 512 if left out"`
+}
+
+// A FileSystem is one that is on a volume, or in a partition of it.
+type FileSystem struct {
+	Partition int      `json:"partition" doc:"its number, from 1; 0: all of the volume"`
+	Type      string   `json:"type" doc:"ext4 (for all its family), xfs, btrfs"`
+	UUID      string   `json:"uuid"`
+	SameUUID  []string `json:"same_uuid_volumes" doc:"names of the other volumes with that file system; a kernel may refuse to mount it twice"`
 }
 
 // Chain is how a volume's layers are doing.

@@ -227,14 +227,16 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		Chain: Chain{
 			Layers: v.Chain.Layers, Shared: v.Chain.Shared, Unsummed: v.Chain.Unsummed, Tidying: v.Chain.Tidying, JournalBytes: v.Chain.Journal,
 		},
-		Clones:     append([]string{}, v.Clones...),
-		FileSystem: v.FileSystem.Kind, FileSystemUUID: v.FileSystem.UUID,
-		SameUUID:      append([]string{}, v.Twins...),
+		Clones:        append([]string{}, v.Clones...),
+		FileSystems:   make([]FileSystem, len(v.FileSystems)),
 		TakenOver:     takeovers(v.TakenOver),
 		SnapshotUsage: make([]SnapshotUsage, len(v.Snapshots)),
 	}
 	if out.Metadata == nil {
 		out.Metadata = map[string]string{}
+	}
+	for i, fs := range v.FileSystems {
+		out.FileSystems[i] = FileSystem{fs.Partition, fs.Kind, fs.UUID, append([]string{}, fs.Twins...)}
 	}
 	for i, a := range v.Attachments {
 		out.Attachments[i] = attachment(a)

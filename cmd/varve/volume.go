@@ -114,8 +114,10 @@ func (c *call) volumeShow() error {
 	if c.Bool("long") {
 		fields = append(fields, volumeLongFields(v)...)
 	}
-	if len(v.SameUUID) > 0 {
-		fmt.Fprintln(c.stderr, "varve: "+printable(twinWarning(v)))
+	for _, fs := range v.FileSystems {
+		if len(fs.SameUUID) > 0 {
+			fmt.Fprintln(c.stderr, "varve: "+printable(twinWarning(v.Name, fs)))
+		}
 	}
 	c.warnTakeovers(v)
 	return out.show(c.stdout, fields)
@@ -123,15 +125,18 @@ func (c *call) volumeShow() error {
 
 // twinWarning says what it means that a file system is there twice, and what to
 // do.
-func twinWarning(v api.Volume) string {
+func twinWarning(volume string, fs api.FileSystem) string {
 	cure := map[string]string{
 		"xfs": "XFS mounts only one of them at a time: mount the other with -o nouuid, or give it a UUID of its own with " +
 			"xfs_admin -U generate DEVICE (mounted once with nouuid before, if its log is not clean)",
 		"ext4":  "mount them by device and not by UUID, or give one a UUID of its own with tune2fs -U random DEVICE",
 		"btrfs": "do not show both to one kernel, which would mix them up: give one a UUID of its own with btrfstune -u DEVICE first",
-	}[v.FileSystem]
-	return fmt.Sprintf("the %s on volume %s has the UUID of that on %s: %s. %s", v.FileSystem, v.Name,
-		strings.Join(v.SameUUID, ", "), v.FileSystemUUID, cure)
+	}[fs.Type]
+	where := "on volume " + volume
+	if fs.Partition > 0 {
+		where = fmt.Sprintf("in partition %d of volume %s", fs.Partition, volume)
+	}
+	return fmt.Sprintf("the %s %s has the UUID of one on %s: %s. %s", fs.Type, where, strings.Join(fs.SameUUID, ", "), fs.UUID, cure)
 }
 
 func (c *call) volumeGrow() error {
@@ -214,6 +219,14 @@ func volumeLongFields(v api.Volume) []field {
 		}
 		usage = append(usage, says)
 	}
+	fileSystems := []string{}
+	for _, fs := range v.FileSystems {
+		says := fs.Type + " " + fs.UUID
+		if fs.Partition > 0 {
+			says = fmt.Sprintf("partition %d: %s", fs.Partition, says)
+		}
+		fileSystems = append(fileSystems, says)
+	}
 	return []field{
 		{"actual_size", byteCount(v.ActualBytes)},
 		{"chain", chainTexts(v.Chain)},
@@ -221,7 +234,7 @@ func volumeLongFields(v api.Volume) []field {
 		{"live_size", byteCount(v.LiveBytes)},
 		{"maintenance", v.Maintenance},
 		{"size_bytes", int64(v.SizeBytes)},
-		{"file_system", orNone(ptr(strings.TrimSpace(v.FileSystem + " " + v.FileSystemUUID)))},
+		{"file_systems", fileSystems},
 		{"fail_reason", orNone(v.FailReason)},
 		{"hook_timeout", v.HookTimeout},
 		{"post_snapshot", orNone(ptr(v.PostSnapshot))},
