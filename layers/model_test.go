@@ -4,47 +4,11 @@ import (
 	"bytes"
 	"context"
 	"errors"
-	"flag"
 	"fmt"
 	"math/rand/v2"
-	"os"
 	"slices"
-	"strconv"
 	"testing"
-	"time"
 )
-
-var seedFlag = flag.Uint64("seed", 0, "replay the model and crash tests with this seed")
-
-// eachSeed runs a random test with as many seeds as the variable SEEDS says, one
-// if it is not set. A seed is printed when its test fails.
-func eachSeed(t *testing.T, f func(t *testing.T, seed uint64)) {
-	count := 1
-	if s := os.Getenv("SEEDS"); s != "" {
-		n, err := strconv.Atoi(s)
-		if err != nil || n < 1 {
-			t.Fatalf("SEEDS=%s: want a number of seeds", s)
-		}
-		count = n
-	}
-	for i := range uint64(count) {
-		t.Run(fmt.Sprintf("seed %d", i), func(t *testing.T) { f(t, testSeed(t)) })
-	}
-}
-
-// testSeed returns the seed of a random test and prints it when the test fails.
-func testSeed(t testing.TB) uint64 {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
-	t.Cleanup(func() {
-		if t.Failed() {
-			t.Logf("replay with -seed %d", seed)
-		}
-	})
-	return seed
-}
 
 var smallTuning = tuning{
 	journalSmall: ringStart + 64*slotSize,
@@ -74,11 +38,6 @@ type model struct {
 	parts []span // bytes that are compared; nil: all
 	dirty bool   // written since the boundary below, or that is not known
 	below ID     // the boundary that the live volume lies on; zero: none
-}
-
-type modelView struct {
-	w    *View
-	want []byte
 }
 
 func newModel(t testing.TB, d disk, r *rand.Rand, size int64, tune tuning) *model {
@@ -285,101 +244,6 @@ func (m *model) growJournal() string {
 	return "grow journal"
 }
 
-func (m *model) openView() string {
-	i := m.pick(false)
-	if i < 0 || len(m.views) > 3 {
-		return "view nothing"
-	}
-	w, err := m.v.View(m.marks[i].id)
-	if err != nil {
-		m.t.Fatalf("View: %v", err)
-	}
-	m.views = append(m.views, modelView{w, m.marks[i].data})
-	return "view " + m.marks[i].id.String()
-}
-
-func (m *model) openDiff() string {
-	i := m.pick(false)
-	if i < 0 || len(m.views) > 3 {
-		return "diff nothing"
-	}
-	from, to := m.marks[m.r.IntN(len(m.marks))], m.marks[i]
-	w, err := m.v.Diff(from.id, to.id)
-	if err != nil {
-		m.t.Fatalf("Diff: %v", err)
-	}
-	m.checkDiff(w, from.data, to.data)
-	m.views = append(m.views, modelView{w, overlayOf(m.t, w, from.data, to.data)})
-	return fmt.Sprintf("diff %s %s", from.id, to.id)
-}
-
-// spans returns the parts of size bytes that are compared.
-func (m *model) spans(size int64) []span {
-	if m.parts == nil {
-		return []span{{0, size}}
-	}
-	var list []span
-	for _, p := range m.parts {
-		if p.start < size {
-			list = append(list, span{p.start, min(p.end, size)})
-		}
-	}
-	return list
-}
-
-// checkDiff checks that a diff, laid over the one content, gives the other.
-func (m *model) checkDiff(w *View, from, to []byte) {
-	m.t.Helper()
-	for _, s := range m.spans(int64(len(to))) {
-		got := make([]byte, s.end-s.start)
-		if s.start < int64(len(from)) {
-			copy(got, from[s.start:])
-		}
-		for e, err := range w.Extents(s.start, s.end-s.start) {
-			if err != nil {
-				m.t.Fatalf("diff: %v", err)
-			}
-			if _, err := w.ReadAt(got[e.Off-s.start:e.End()-s.start], e.Off); err != nil {
-				m.t.Fatalf("diff: read %+v: %v", e, err)
-			}
-		}
-		if at := differ(got, to[s.start:s.end]); at >= 0 {
-			m.t.Fatalf("diff laid over the older content differs at %d", s.start+int64(at))
-		}
-	}
-}
-
-// overlayOf returns what a diff reads as on its own.
-func overlayOf(t testing.TB, w *View, from, to []byte) []byte {
-	t.Helper()
-	p := make([]byte, len(to))
-	for e, err := range w.Extents(0, w.Size()) {
-		if err != nil {
-			t.Fatalf("diff: %v", err)
-		}
-		copy(p[e.Off:e.End()], to[e.Off:e.End()])
-	}
-	return p
-}
-
-func (m *model) closeView() string {
-	if len(m.views) == 0 {
-		return "close nothing"
-	}
-	i := m.r.IntN(len(m.views))
-	if err := m.views[i].w.Close(); err != nil {
-		m.t.Fatalf("close view: %v", err)
-	}
-	m.views = slices.Delete(m.views, i, i+1)
-	return "close view"
-}
-
-func (m *model) closeViews() {
-	for len(m.views) > 0 {
-		m.closeView()
-	}
-}
-
 // step does one random thing and says what.
 func (m *model) step() string {
 	switch n := m.r.IntN(100); {
@@ -491,22 +355,6 @@ func (m *model) isLive(id ID) bool {
 		at = m.marks[slices.IndexFunc(m.marks, func(s modelSnapshot) bool { return s.id == at })].parent
 	}
 	return at == id
-}
-
-func (m *model) checkView(w *View, want []byte) {
-	m.t.Helper()
-	if w.Size() != int64(len(want)) {
-		m.t.Fatalf("view has %d bytes, want %d", w.Size(), len(want))
-	}
-	for _, s := range m.spans(int64(len(want))) {
-		got := make([]byte, s.end-s.start)
-		if _, err := w.ReadAt(got, s.start); err != nil {
-			m.t.Fatalf("view: ReadAt: %v", err)
-		}
-		if at := differ(got, want[s.start:s.end]); at >= 0 {
-			m.t.Fatalf("view of %d bytes differs at %d: got %#x", len(want), s.start+int64(at), got[at])
-		}
-	}
 }
 
 // testRand is for tests that need some data, whatever it is.
