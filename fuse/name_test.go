@@ -139,7 +139,12 @@ func TestTreeNames(t *testing.T) {
 // Model: random lists one after the other. Each image is found under its path,
 // inode numbers are distinct and stay, and the order of a list does not matter.
 func TestTreeModel(t *testing.T) {
-	seed := uint64(time.Now().UnixNano())
+	for seed := range uint64(10) {
+		testTreeModel(t, seed)
+	}
+}
+
+func testTreeModel(t *testing.T, seed uint64) {
 	rng := rand.New(rand.NewPCG(seed, 0))
 	names := []string{"a", "b", "", ".", "a/b", "a_b", "a_b-" + id(3).String()}
 	prev, last := &tree{}, uint64(rootIno)

@@ -39,8 +39,10 @@ func TestConcurrent(t *testing.T) {
 	var done [blocks]atomic.Uint64 // the last count that was written to a block and acknowledged
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
+	runs := uint64(0)
 	run := func(f func(r *rand.Rand) error) {
-		r := rand.New(rand.NewPCG(seed, rand.Uint64()))
+		runs++
+		r := rand.New(rand.NewPCG(seed, runs))
 		wg.Go(func() {
 			for {
 				select {

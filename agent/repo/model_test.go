@@ -9,6 +9,7 @@ import (
 	"io"
 	"iter"
 	"math/rand/v2"
+	"os"
 	"testing"
 	"time"
 
@@ -16,16 +17,22 @@ import (
 	"varve/layers"
 )
 
-var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0: a new one")
+var seedFlag = flag.Uint64("seed", 0, "seed of the random tests; 0: 1, and a new one if SEEDS is set")
 
 // newRand prints its seed, so that a failure can be run again with -seed.
 func newRand(t testing.TB) *rand.Rand {
-	seed := *seedFlag
-	if seed == 0 {
-		seed = uint64(time.Now().UnixNano())
-	}
+	seed := firstSeed()
 	t.Logf("-seed %d", seed)
 	return rand.New(rand.NewPCG(seed, 1))
+}
+
+// firstSeed is the one that was asked for, or 1: a change is not held up by what
+// another did. make soak, which sets SEEDS, draws new ones.
+func firstSeed() uint64 {
+	if *seedFlag == 0 && os.Getenv("SEEDS") != "" {
+		return uint64(time.Now().UnixNano()) >> 10
+	}
+	return max(*seedFlag, 1)
 }
 
 // cheap is a cost of argon2id for tests that are not about it.
