@@ -29,6 +29,9 @@ type Error struct {
 
 	// Busy says that the server asks for less: a Gate then lets less through.
 	Busy bool
+
+	// Left, if not nil, is what a Delete has not done: the other objects are gone.
+	Left []string
 }
 
 func (e *Error) Error() string {

@@ -175,7 +175,7 @@ func (g *Gate) through(ctx context.Context, op, name string, call func(context.C
 	if err != nil {
 		return queueError(op, name, err)
 	}
-	err = call(withPace(ctx, &g.pace))
+	err = call(withGate(ctx, g))
 	leave(err)
 	return err
 }
@@ -207,7 +207,7 @@ func (s *gated) Delete(ctx context.Context, names ...string) error {
 
 func (s *gated) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {
 	return func(yield func(Info, error) bool) {
-		next, stop := iter.Pull2(s.s.List(withPace(ctx, &s.gate.pace), prefix))
+		next, stop := iter.Pull2(s.s.List(withGate(ctx, s.gate), prefix))
 		defer stop()
 		for {
 			var info Info

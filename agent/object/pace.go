@@ -12,18 +12,25 @@ type pace struct {
 	up, down, requests bucket
 }
 
-type paceKey struct{}
+type gateKey struct{}
 
-func withPace(ctx context.Context, p *pace) context.Context {
-	return context.WithValue(ctx, paceKey{}, p)
+// withGate says which Gate a call has passed.
+func withGate(ctx context.Context, g *Gate) context.Context {
+	return context.WithValue(ctx, gateKey{}, g)
+}
+
+// gateOf returns the Gate that the call of ctx has passed, or nil.
+func gateOf(ctx context.Context) *Gate {
+	g, _ := ctx.Value(gateKey{}).(*Gate)
+	return g
 }
 
 // unlimited is the pace of calls that came through no Gate.
 var unlimited = new(pace)
 
 func paceOf(ctx context.Context) *pace {
-	if p, ok := ctx.Value(paceKey{}).(*pace); ok {
-		return p
+	if g := gateOf(ctx); g != nil {
+		return &g.pace
 	}
 	return unlimited
 }

@@ -28,7 +28,8 @@ type Policy struct {
 // rights and the end of the context are final at once. When it gives up, the
 // error says after how many tries, and wraps the last one's.
 //
-// A listing that fails goes on behind the last name it yielded.
+// A listing that fails goes on behind the last name it yielded, a deletion with
+// what is left.
 func Retry(s Store, p Policy) Store {
 	if p.Tries == 0 {
 		p.Tries = 12
@@ -63,7 +64,20 @@ func (r *retried) Get(ctx context.Context, name string, p []byte, off int64) (n 
 }
 
 func (r *retried) Delete(ctx context.Context, names ...string) error {
-	return r.do(ctx, func() error { return r.s.Delete(ctx, names...) })
+	a := r.newAttempts()
+	for {
+		err := r.s.Delete(ctx, names...)
+		if err == nil {
+			return nil
+		}
+		var e *Error
+		if errors.As(err, &e) && e.Left != nil && len(e.Left) < len(names) {
+			names, a = e.Left, r.newAttempts() // Progress, as of a long listing.
+		}
+		if err := a.wait(ctx, err); err != nil {
+			return err
+		}
+	}
 }
 
 func (r *retried) List(ctx context.Context, prefix string) iter.Seq2[Info, error] {

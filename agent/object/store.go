@@ -32,7 +32,8 @@ type Store interface {
 
 	// Delete removes the objects. One that is not there is no error. Where the
 	// store itself retains some, the error wraps a *RetainedError, and the
-	// others are removed.
+	// others are removed. Many are removed by few requests where the server can,
+	// else a few at once. The store does not keep names.
 	Delete(ctx context.Context, names ...string) error
 }
 

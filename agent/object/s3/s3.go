@@ -21,7 +21,6 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/s3"
 	"github.com/aws/aws-sdk-go-v2/service/s3/types"
-	smithyhttp "github.com/aws/smithy-go/transport/http"
 
 	"varve/agent/object"
 )
@@ -51,6 +50,7 @@ type store struct {
 	where          string // for errors
 	class          types.StorageClass
 	sums           atomic.Bool // the bucket wants a Content-MD5 with each object
+	oneByOne       atomic.Bool // the server has no request that deletes several objects
 }
 
 func open(ctx context.Context, u object.URL, env map[string]string, create bool) (object.Store, error) {
@@ -225,70 +225,6 @@ func (s *store) List(ctx context.Context, prefix string) iter.Seq2[object.Info, 
 			}
 		}
 	}
-}
-
-func (s *store) Delete(ctx context.Context, names ...string) error {
-	for _, name := range names {
-		if err := s.check(ctx, "delete", name); err != nil {
-			return err
-		}
-	}
-	var held object.RetainedError
-	for len(names) > 1 {
-		batch := names[:min(len(names), pageSize)]
-		if err := s.deleteMany(ctx, batch, &held); err != nil {
-			return err
-		}
-		names = names[len(batch):]
-	}
-	for _, name := range names {
-		_, err := s.client.DeleteObject(ctx, &s3.DeleteObjectInput{Bucket: &s.bucket, Key: aws.String(s.key(name))})
-		a, found := readAnswer(err)
-		switch {
-		case found && a.code == "NoSuchKey":
-		case found && a.retained():
-			hold(&held, name, a)
-		case err != nil:
-			return s.fail(ctx, "delete", name, err)
-		}
-	}
-	if len(held.Names) > 0 {
-		return &object.Error{Op: "delete", Store: s.where, Err: &held}
-	}
-	return nil
-}
-
-func hold(held *object.RetainedError, name string, a answer) {
-	if len(held.Names) == 0 {
-		held.Said = a.String()
-	}
-	held.Names = append(held.Names, name)
-}
-
-func (s *store) deleteMany(ctx context.Context, names []string, held *object.RetainedError) error {
-	objects := make([]types.ObjectIdentifier, len(names))
-	for i, name := range names {
-		objects[i].Key = aws.String(s.key(name))
-	}
-	out, err := s.client.DeleteObjects(ctx,
-		&s3.DeleteObjectsInput{Bucket: &s.bucket, Delete: &types.Delete{Objects: objects, Quiet: aws.Bool(true)}},
-		// The MD5 that older servers insist on here: Swift's s3api does.
-		func(o *s3.Options) { o.APIOptions = append(o.APIOptions, smithyhttp.AddContentChecksumMiddleware) })
-	if err != nil {
-		return s.fail(ctx, "delete", fmt.Sprintf("%s and %d more", names[0], len(names)-1), err)
-	}
-	for _, e := range out.Errors {
-		a := answer{code: aws.ToString(e.Code), message: aws.ToString(e.Message)}
-		name := strings.TrimPrefix(aws.ToString(e.Key), s.key(""))
-		if a.retained() {
-			hold(held, name, a)
-		}
-		if a.code == "NoSuchKey" || a.retained() {
-			continue
-		}
-		return &object.Error{Op: "delete", Name: name, Store: s.where, Err: s.explain("delete", a), Temporary: a.temporary()}
-	}
-	return nil
 }
 
 // check is what every operation on names begins with.

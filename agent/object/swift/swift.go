@@ -20,6 +20,7 @@ import (
 	"iter"
 	"net/http"
 	"path"
+	"slices"
 	"strconv"
 	"strings"
 	"sync/atomic"
@@ -228,33 +229,36 @@ func (s *store) Delete(ctx context.Context, names ...string) error {
 			return s.fail(ctx, "delete", name, err)
 		}
 	}
-	for len(names) > 2 {
-		bulk, err := s.deletesInBulk(ctx)
-		if err != nil {
+	bulk := false
+	if len(names) > 2 {
+		var err error
+		if bulk, err = s.deletesInBulk(ctx); err != nil {
 			return err
 		}
-		if !bulk {
-			break
-		}
-		batch := names[:min(len(names), bulkSize)]
+	}
+	if !bulk {
+		return object.DeleteEach(ctx, names, s.deleteOne)
+	}
+	for batch := range slices.Chunk(names, bulkSize) {
 		if err := s.deleteBulk(ctx, batch); err != nil {
+			if e := new(object.Error); errors.As(err, &e) {
+				e.Left = slices.Clone(names)
+			}
 			return err
 		}
 		names = names[len(batch):]
 	}
-	for _, name := range names {
-		err := s.do(ctx, "delete", name, func(ctx context.Context, c *swift.Connection) error {
-			err := c.ObjectDelete(ctx, s.container, s.key(name))
-			if status(err) == http.StatusNotFound {
-				return nil
-			}
-			return err
-		})
-		if err != nil {
-			return err
-		}
-	}
 	return nil
+}
+
+func (s *store) deleteOne(ctx context.Context, name string) error {
+	return s.do(ctx, "delete", name, func(ctx context.Context, c *swift.Connection) error {
+		err := c.ObjectDelete(ctx, s.container, s.key(name))
+		if status(err) == http.StatusNotFound {
+			return nil
+		}
+		return err
+	})
 }
 
 // deletesInBulk says whether the server knows bulk deletes. It must be asked:
