@@ -275,14 +275,14 @@ func clip(ranges []Range, size int64) []Range {
 
 func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (*rowDamage, error) {
 	damage := &rowDamage{lost: make(map[int][]Range)}
-	l, err := a.repo.readRow(ctx, volume, *row)
-	i, other := a.note(err)
-	if other != nil {
-		return nil, other
-	}
+	part, err := a.repo.readPart(ctx, volume, row)
 	if err != nil {
-		damage.lost[i] = []Range{{row.first * layers.BlockSize, row.blocks * layers.BlockSize}}
-		return damage, nil
+		return nil, err
+	}
+	l := part.known
+	if part.err != nil {
+		i, _ := a.note(part.err) // it is damage
+		damage.lost[i] = part.lost
 	}
 	var frames []wanted
 	for _, w := range a.repo.placed(l.wantedOf(l.first, l.first+l.blocks)) {

@@ -249,7 +249,7 @@ func TestLevelsOfVerify(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	leaf, err := l.leaf(&l.root.spans.rows[0])
+	leaf, err := l.leaf(&l.root.spans.rows[0], 0, 1)
 	if err != nil {
 		t.Fatal(err)
 	}

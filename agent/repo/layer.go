@@ -2,6 +2,7 @@ package repo
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"iter"
@@ -127,7 +128,7 @@ type awaited struct {
 func (l *Layer) begin(first, end int64) ([]awaited, error) {
 	var need []awaited
 	for i := l.root.spans.find(first); i < len(l.root.spans.rows) && l.root.spans.rows[i].first < end; i++ {
-		leaf, err := l.leaf(&l.root.spans.rows[i])
+		leaf, err := l.leaf(&l.root.spans.rows[i], first, end)
 		if err != nil {
 			return nil, err
 		}
@@ -217,9 +218,12 @@ func memoryOf(b []byte) int64 {
 	return (n + page - 1) / page * page
 }
 
-// leaf returns the stacked leaf of a row.
-func (l *Layer) leaf(row *row) (*leaf, error) {
+// leaf returns the stacked leaf of a row, right for blocks [first, end).
+func (l *Layer) leaf(row *row, first, end int64) (*leaf, error) {
 	value, err := l.repo.leafEntry(l.root.backup.Volume, row).wait(l.ctx)
+	if part := (*partRow)(nil); errors.As(err, &part) && !part.loses(first, end) {
+		return part.known, nil
+	}
 	if err != nil {
 		return nil, err
 	}
@@ -227,18 +231,22 @@ func (l *Layer) leaf(row *row) (*leaf, error) {
 }
 
 // leafEntry claims the stacked leaf of a row and starts to read it if need be.
-// Its newest leaf names a row: what is below a leaf never changes.
+// Its newest leaf names a row: what is below a leaf never changes. Of a row with
+// damage the error is a *partRow.
 func (r *Repo) leafEntry(volume layers.ID, row *row) *slotEntry {
 	newest := &row.leaves[0]
 	entry, mine := r.cache.claim(sectionKey{newest.pack.id, newest.number})
 	if mine {
 		go func() {
-			leaf, err := r.readRow(r.life, volume, *row)
+			part, err := r.readPart(r.life, volume, row)
+			if err == nil && part.err != nil {
+				err = part
+			}
 			if err != nil {
 				r.cache.fill(entry, nil, 0, err)
 				return
 			}
-			r.cache.fill(entry, leaf, leaf.memory(), nil)
+			r.cache.fill(entry, part.known, part.known.memory(), nil)
 		}()
 	}
 	return entry
@@ -323,7 +331,7 @@ func (l *Layer) pieces(first, end int64) iter.Seq2[piece, error] {
 	return func(yield func(piece, error) bool) {
 		rows := l.root.spans.rows
 		for i := l.root.spans.find(first); i < len(rows) && rows[i].first < end; i++ {
-			leaf, err := l.leaf(&rows[i])
+			leaf, err := l.leaf(&rows[i], first, end)
 			if err != nil {
 				yield(piece{}, err)
 				return

@@ -37,6 +37,13 @@ type RestoreOptions struct {
 	// written, and not flushed. The restore goes on meanwhile; it is never
 	// called by two goroutines at once.
 	Checkpoint func(RestorePoint) error
+
+	// Lost, if it is not nil, lets the restore go on past damage: it is told of
+	// each range of the volume that cannot be read, in any order, and that range
+	// becomes zeros. An error ends the restore. It is never called by two
+	// goroutines at once, nor beside Checkpoint. What is lost before From was told
+	// to the earlier Restore; some of it may be told again.
+	Lost func(Loss) error
 }
 
 // A RestorePoint says how far a restore got. It is plain data, for the caller
@@ -86,7 +93,7 @@ type restore struct {
 	done  int64        // bytes of the volume; under mu
 	point RestorePoint // under mu
 
-	telling sync.Mutex // held by who calls Checkpoint
+	telling sync.Mutex // held by who calls Checkpoint or Lost
 }
 
 // run goes through the volume a few spans at a time, and through those in the
@@ -105,7 +112,7 @@ func (s *restore) run(ctx context.Context) error {
 	for len(rows) > 0 {
 		part := rows[:min(len(rows), restoreRows)]
 		rows = rows[len(part):]
-		leaves, err := s.repo.readRows(ctx, s.root.name.volume, part)
+		leaves, err := s.leaves(ctx, part)
 		if err != nil {
 			return err
 		}
@@ -126,6 +133,14 @@ func (s *restore) run(ctx context.Context) error {
 		}
 	}
 	return s.zero(ctx, next, blocksOf(s.root.backup.Size))
+}
+
+// leaves reads the map of a part.
+func (s *restore) leaves(ctx context.Context, part []row) ([]*leaf, error) {
+	if s.options.Lost != nil {
+		return s.readSome(ctx, part)
+	}
+	return s.repo.readRows(ctx, s.root.name.volume, part)
 }
 
 // readRows reads the stacked leaves of several rows at the same time.
@@ -200,7 +215,8 @@ func (s *restore) data(ctx context.Context, leaves []*leaf) error {
 			plain := newPlain()
 			for i := range todo {
 				group := &all[i]
-				if err := s.repo.fetch(ctx, group, buf, plain, s.write); err != nil {
+				put := func(w *wanted, blocks []byte, err error) error { return s.write(ctx, w, blocks, err) }
+				if err := s.repo.fetch(ctx, group, buf, plain, put); err != nil {
 					return err
 				}
 				if err := s.finish(done, i); err != nil {
@@ -307,7 +323,10 @@ func allWanted(leaves []*leaf) []wanted {
 }
 
 // write puts the pieces of a frame where they belong.
-func (s *restore) write(w *wanted, blocks []byte, err error) error {
+func (s *restore) write(ctx context.Context, w *wanted, blocks []byte, err error) error {
+	if s.options.Lost != nil && isDamage(err) {
+		return s.loseFrame(ctx, w, err)
+	}
 	if err != nil {
 		return err
 	}
