@@ -27,6 +27,10 @@ type RestoreRequest struct {
 	// on, into that target: a new volume gets its ID, and its next incremental
 	// backup goes on from this one.
 	Adopt bool
+
+	// AllowDamaged restores what is left of a backup that has lost something:
+	// what is lost becomes zeros, and is told.
+	AllowDamaged bool
 }
 
 // A restoration is a backup that is being restored.
@@ -38,6 +42,7 @@ type restoration struct {
 	record  catalog.Volume   // of the volume, as it is while the restore runs
 	state   restorationState // as it was recorded last
 	reading bool             // counted as a reader of the backup
+	left    string           // what could not be restored, for people; empty: all was
 	release []func()
 }
 
@@ -51,6 +56,10 @@ type restorationState struct {
 	Touched bool              // the volume's old content is lost
 	Blank   bool              // the volume reads as zeros but for what was restored
 	Point   repo.RestorePoint // what comes before it is restored, durably
+	Past    bool              // go on past damage
+	Lost    []repo.Range      // that could not be restored
+	More    bool              // there are more than that
+	Why     string            // the first damage
 }
 
 // restoreEvery is how many bytes of the volume are restored from one
@@ -61,11 +70,14 @@ const restoreEvery = 512 << 20
 // RestoreBackup begins to restore a backup, to a new volume or onto an existing
 // one, and returns at once. The operation's subject is the volume.
 func (a *Agent) RestoreBackup(ctx context.Context, ref string, r RestoreRequest) (catalog.Volume, catalog.Operation, error) {
+	if err := checkPast(r); err != nil {
+		return catalog.Volume{}, catalog.Operation{}, err
+	}
 	b, t, release, err := a.wholeBackup(ctx, ref)
 	if err != nil {
 		return catalog.Volume{}, catalog.Operation{}, err
 	}
-	s := &restoration{a: a, backup: b.Backup, target: t, state: restorationState{Backup: b.ID}, release: []func(){release}}
+	s := &restoration{a: a, backup: b.Backup, target: t, state: restorationState{Backup: b.ID, Past: r.AllowDamaged}, release: []func(){release}}
 	if r.Adopt {
 		s.state.Claim = layers.NewID()
 	}
@@ -236,6 +248,7 @@ func (s *restoration) fill(ctx context.Context, op *operation) error {
 	err = r.Restore(ctx, s.backup.ID, &easing{Volume: data, a: s.a, op: op}, repo.RestoreOptions{
 		Blank: true, Progress: op.progress, From: s.state.Point,
 		Checkpoint: func(p repo.RestorePoint) error { return s.reached(op, data, p) },
+		Lost:       s.past(),
 	})
 	if err != nil {
 		return targetError(s.target, "restore backup "+s.backup.ID.String()+" from", err)
@@ -243,13 +256,14 @@ func (s *restoration) fill(ctx context.Context, op *operation) error {
 	if err := data.Flush(); err != nil {
 		return dataError("write the volume", err)
 	}
+	s.tellLost(op)
 	return s.goOnFrom(ctx, op, r, data)
 }
 
 // goOnFrom lets the volume's next incremental backup go on from the one that
-// was restored, if that is of this volume.
+// was restored, if that is of this volume and whole.
 func (s *restoration) goOnFrom(ctx context.Context, op *operation, r *repo.Repo, data *layers.Volume) error {
-	if s.volume.id != s.backup.VolumeID {
+	if s.volume.id != s.backup.VolumeID || s.left != "" {
 		return nil
 	}
 	if !s.state.Claim.IsZero() {
@@ -341,7 +355,7 @@ func (s *restoration) settle(tx *catalog.Tx, err error) error {
 		case err != nil && !s.state.Fresh && !s.state.Touched:
 			v.Status = previous
 		case err == nil:
-			v.Status, v.Reason = s.a.useOf(s.volume), ""
+			v.Status, v.Reason = s.a.useOf(s.volume), s.left
 			if s.state.Fresh && checkName("volume", s.state.Name) == nil {
 				v.Name = s.state.Name
 			}

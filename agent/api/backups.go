@@ -119,7 +119,7 @@ func (s *Server) restore(ctx context.Context, in *struct {
 		return nil, answerFor(err)
 	}
 	n := in.Body.Restore
-	request := agent.RestoreRequest{Volume: text(n.VolumeID), Name: text(n.Name), Force: n.Force, Adopt: n.Adopt}
+	request := agent.RestoreRequest{Volume: text(n.VolumeID), Name: text(n.Name), Force: n.Force, Adopt: n.Adopt, AllowDamaged: n.AllowDamaged}
 	v, o, err := s.config.Agent.RestoreBackup(ctx, source.ID.String(), request)
 	if err != nil {
 		return nil, answerFor(err)

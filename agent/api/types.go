@@ -262,6 +262,8 @@ type NewRestore struct {
 	Name     *string `json:"name,omitempty" doc:"of the new volume; the source's if empty"`
 	Force    bool    `json:"force,omitempty" doc:"must be set to overwrite"`
 	Adopt    bool    `json:"adopt,omitempty" doc:"this host backs up the backup's volume from now on: a new volume gets its ID, and the next incremental backup goes on from this one"`
+
+	AllowDamaged bool `json:"allow_damaged,omitempty" doc:"restore what is left of a damaged backup: what is lost reads as zeros, and the operation's findings list it"`
 }
 
 // A Restore is a restore that has begun.

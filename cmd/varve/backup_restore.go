@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"io"
 
 	"github.com/urfave/cli/v2"
 
@@ -13,10 +15,11 @@ func (p *program) backupRestoreVerb() *cli.Command {
 		outputFlags(moveFlags(imageOutFlags(
 			&cli.StringFlag{Name: "name", Usage: "`NAME` of the new volume; the source's if left out"},
 			&cli.BoolFlag{Name: "adopt", Usage: "back up the volume from this host from now on, going on from BACKUP; it keeps its id"},
+			&cli.BoolFlag{Name: "allow-damaged", Usage: "restore what is left of a damaged backup, with zeros in the place of what is lost, and list that"},
 			&cli.BoolFlag{Name: "force", Usage: "overwrite TO"})...)...),
 		(*call).backupRestore)
 	command.Description = "A new volume is called restore_backup_ID while the restore runs. Everything that is read is checked; where it is damaged the restore " +
-		"stops and names that. With --target URL no daemon is needed: TO is a raw or qcow2 file, - for raw on stdout, or the URI of an NBD export; " +
+		"stops and names that; with --allow-damaged it goes on, lists the ranges of the volume that are lost, and ends with exit code 8. With --target URL no daemon is needed: TO is a raw or qcow2 file, - for raw on stdout, or the URI of an NBD export; " +
 		"a file appears under its name only when it is whole."
 	return command
 }
@@ -56,7 +59,7 @@ func (c *call) backupRestore() error {
 		return c.notAnImage(client, ref, to)
 	}
 	r, o, err := client.RestoreBackup(c.ctx, ref, api.NewRestore{
-		VolumeID: ptr(to), Name: ptr(c.String("name")), Force: c.Bool("force"), Adopt: c.Bool("adopt"),
+		VolumeID: ptr(to), Name: ptr(c.String("name")), Force: c.Bool("force"), Adopt: c.Bool("adopt"), AllowDamaged: c.Bool("allow-damaged"),
 	})
 	if err != nil {
 		return err
@@ -65,10 +68,28 @@ func (c *call) backupRestore() error {
 	if err != nil {
 		return err
 	}
-	if err := c.follow(client, o); err != nil || c.Bool("no-wait") && !c.Bool("wait") {
+	err = c.followFindings(client, o, c.tellLost)
+	if c.Bool("no-wait") && !c.Bool("wait") || err != nil && exitCode(err) != exitCorrupt {
 		return err
 	}
-	return c.tellRestored(client, r.VolumeID)
+	return errors.Join(err, c.tellRestored(client, r.VolumeID))
+}
+
+// tellLost prints a line for each range of a volume that a restore past damage
+// could not restore.
+func (c *call) tellLost(found []api.Finding) error {
+	for _, f := range found {
+		for _, b := range f.Backups {
+			for _, r := range b.Ranges {
+				tellRange(c.stderr, r.Offset, r.Length)
+			}
+		}
+	}
+	return nil
+}
+
+func tellRange(w io.Writer, off, n int64) {
+	fmt.Fprintf(w, "backup restore: lost: %d-%d (%d bytes)\n", off, off+n-1, n)
 }
 
 // notAnImage says how to get a backup into an image, which the daemon does not

@@ -194,10 +194,14 @@ func (c *call) watch(client *api.Client, o api.Operation) error {
 	return err
 }
 
-// outcome is why an operation that has ended did not succeed, or nil.
+// outcome is why an operation that has ended did not succeed, or what it had to
+// leave out, or nil.
 func outcome(o api.Operation) error {
 	switch o.State {
 	case "succeeded":
+		if o.Damage > 0 { // a restore past damage
+			return &agent.Error{Reason: agent.Corrupt, Message: o.Kind + ": " + text(o.Note, "it was damaged")}
+		}
 		return nil
 	case "canceled":
 		return fmt.Errorf("%s: canceled", o.Kind)

@@ -29,16 +29,17 @@ func (c *call) directRestore(ref, to string) error {
 		return err
 	}
 	defer t.Close()
-	if err := t.restore(b, out); err != nil {
+	past := &pastDamage{call: c}
+	if err := t.restore(b, out, past); err != nil {
 		return fmt.Errorf("restore backup %s to %s: %w", ref, to, err)
 	}
 	fmt.Fprintf(out.said(), "restored backup %s (%s, volume %s) to %s, %d bytes\n", b.Name, b.ID, b.VolumeName, to, b.SizeBytes)
-	return nil
+	return past.tell()
 }
 
 // restore reads a backup in the order of its packs, where the destination can
 // take it so.
-func (t *bareTarget) restore(b api.Backup, out *imageOut) error {
+func (t *bareTarget) restore(b api.Backup, out *imageOut, past *pastDamage) error {
 	id, err := layers.ParseID(b.ID)
 	if err != nil {
 		return err
@@ -46,13 +47,16 @@ func (t *bareTarget) restore(b api.Backup, out *imageOut) error {
 	inOrderOfPacks := func(to repo.Writer, blank bool) error {
 		bar := newProgress(out.stderr, out.act, out.onTerminal())
 		defer bar.finish()
-		return t.Restore(out.ctx, id, to, repo.RestoreOptions{Blank: blank, Progress: bar.update})
+		return t.Restore(out.ctx, id, to, repo.RestoreOptions{Blank: blank, Progress: bar.update, Lost: past.option()})
 	}
 	switch {
 	case nbd.IsURI(out.to):
 		return out.export(b.SizeBytes, func(to sink) error { return inOrderOfPacks(to, false) })
 	case out.to != "-" && !out.qcow2():
 		return out.file(b.SizeBytes, b.SizeBytes, func(image *image) error { return inOrderOfPacks(image, true) })
+	}
+	if past.asked() {
+		return usagef("backup restore: --allow-damaged writes raw files and NBD exports; make a raw file, then convert it")
 	}
 	from, err := t.Layer(out.ctx, id)
 	if err != nil {

@@ -44,6 +44,14 @@ func (c *call) volumeCheck() error {
 func findingTexts(o api.Operation) []string {
 	texts := []string{}
 	for _, f := range o.Findings {
+		if f.File == "" { // of a restore past damage
+			for _, b := range f.Backups {
+				for _, r := range b.Ranges {
+					texts = append(texts, fmt.Sprintf("lost: %d-%d", r.Offset, r.Offset+r.Length-1))
+				}
+			}
+			continue
+		}
 		state := "damaged"
 		if f.Repaired {
 			state = "repaired"
