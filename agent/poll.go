@@ -57,7 +57,7 @@ func (a *Agent) poll(ctx context.Context, t catalog.Target) {
 	a.mu.Unlock()
 	close(p.ended)
 	if ctx.Err() == nil {
-		a.notePoll(t, err)
+		a.notePoll(t, m, err)
 	}
 }
 
@@ -74,8 +74,7 @@ func (a *Agent) endPoll(m *target) {
 
 // notePoll logs that a target ceases to answer, or answers again: once, and not
 // at each interval.
-func (a *Agent) notePoll(t catalog.Target, err error) {
-	m := a.targetOf(t)
+func (a *Agent) notePoll(t catalog.Target, m *target, err error) {
 	a.mu.Lock()
 	was := m.away
 	m.away = err != nil

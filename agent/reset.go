@@ -135,7 +135,7 @@ func (v *volume) resettable(record catalog.Volume, state catalog.Status) error {
 	case state == catalog.Error || v.busy != "":
 		return v.idle(record)
 	case v.err != nil:
-		return fail(Unavailable, "volume %s cannot be available: %w", record.Name, v.err)
+		return v.unusable(record)
 	case v.data == nil:
 		return fail(Conflict, "volume %s is not there yet: try again", record.Name)
 	case v.data.Failure() != nil:

@@ -172,7 +172,7 @@ func (s *restoration) ontoExisting(r RestoreRequest) error {
 	err = s.a.claim(v, byRestore, func() error {
 		switch {
 		case v.err != nil:
-			return fail(Unavailable, "volume %s cannot be used: %w", record.Name, v.err)
+			return v.unusable(record)
 		case v.data == nil:
 			return fail(Conflict, "volume %s is not there yet: try again", record.Name)
 		}
@@ -385,7 +385,7 @@ func (s *restoration) finish() {
 	s.a.mu.Lock()
 	defer s.a.mu.Unlock()
 	if s.volume.data == nil && s.volume.err == nil {
-		s.volume.err = errors.New("the restore ended before it was made")
+		s.volume.err = &Error{Reason: Conflict, Message: "the restore ended before it was made: delete it, and restore again"}
 	}
 }
 

@@ -55,7 +55,7 @@ func (s *restoration) claimAgain() error {
 		if v.err == nil {
 			return v.idle(s.record)
 		}
-		return fail(Unavailable, "volume %s cannot be used: %w", s.record.Name, v.err)
+		return v.unusable(s.record)
 	})
 	if err != nil {
 		return err

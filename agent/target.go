@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 	"time"
 
@@ -91,14 +92,15 @@ func (a *Agent) AddTarget(ctx context.Context, n NewTarget) (AddedTarget, error)
 		return AddedTarget{}, targetError(record, "open", err)
 	}
 	record.Encrypted, record.RepositoryID = r.Encrypted(), r.ID()
+	t.repo, t.seen = r, time.Now()
+	a.mu.Lock()
+	a.targets[record.ID] = t // Before the catalog says that it is there.
+	a.mu.Unlock()
 	if err := a.rememberTarget(ctx, record, r, n); err != nil {
+		a.forgetTarget(record.ID, t)
 		r.Close() // Nothing was written; the first error says more.
 		return AddedTarget{}, err
 	}
-	t.repo, t.seen = r, time.Now()
-	a.mu.Lock()
-	a.targets[record.ID] = t
-	a.mu.Unlock()
 	record, err = a.Target(ctx, record.ID.String())
 	return AddedTarget{record, recovery}, err
 }
@@ -176,6 +178,9 @@ func (a *Agent) rememberTarget(ctx context.Context, record catalog.Target, r *re
 		if err = a.pull(ctx, record, r, everyRoot); err == nil {
 			return nil
 		}
+		a.mu.Lock()
+		a.targets[record.ID].removed = true
+		a.mu.Unlock()
 		err = errors.Join(err, a.dropTarget(record.ID))
 	}
 	return errors.Join(err, a.removeSecrets(record.ID))
@@ -202,9 +207,9 @@ func (a *Agent) RemoveTarget(ctx context.Context, ref string) error {
 		return err
 	}
 	t := a.targetOf(record)
-	a.mu.Lock()
-	t.removed = true // Before the poll ends, so that no other begins.
-	a.mu.Unlock()
+	if err := a.beginRemoval(record, t); err != nil {
+		return err
+	}
 	a.endPoll(t)
 	a.mu.Lock()
 	users := t.users
@@ -223,6 +228,22 @@ func (a *Agent) RemoveTarget(ctx context.Context, ref string) error {
 	}
 	a.tidyAll() // The marks that its backups went by.
 	return err
+}
+
+// beginRemoval keeps everybody from beginning to use a target.
+func (a *Agent) beginRemoval(record catalog.Target, t *target) error {
+	release, err := a.holdTarget(record) // which says whether it is gone already
+	if err != nil {
+		return err
+	}
+	release()
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if t.removed {
+		return fail(Conflict, "target %s is being removed", record.Name)
+	}
+	t.removed = true
+	return nil
 }
 
 // dropTarget takes a target out of the catalog: its backups, in portions that a
@@ -285,9 +306,18 @@ func (a *Agent) useTarget(ctx context.Context, record catalog.Target) (r *repo.R
 	return r, release, nil
 }
 
-// holdTarget keeps a target from being removed until release is called.
+// holdTarget keeps a target from being removed until release is called. The
+// caller's record may be older than the target's removal: then it is an Error of
+// reason Conflict.
 func (a *Agent) holdTarget(record catalog.Target) (release func(), err error) {
 	t := a.targetOf(record)
+	switch _, err := a.targetRecord(record.ID); {
+	case errors.Is(err, fs.ErrNotExist):
+		a.forgetTarget(record.ID, t)
+		return nil, fail(Conflict, "target %s was removed", record.Name)
+	case err != nil:
+		return nil, err
+	}
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	switch {
@@ -302,6 +332,16 @@ func (a *Agent) holdTarget(record catalog.Target) (release func(), err error) {
 		defer a.mu.Unlock()
 		t.users--
 	}, nil
+}
+
+// forgetTarget takes what is in memory of a target that is not in the catalog
+// from the others, unless that is another by now.
+func (a *Agent) forgetTarget(id layers.ID, t *target) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.targets[id] == t {
+		delete(a.targets, id)
+	}
 }
 
 // openRepository opens a target's repository once.
@@ -461,6 +501,8 @@ func targetError(t catalog.Target, doing string, err error) error {
 		return fail(Denied, "%s: %w: check the credentials", what, err)
 	case ReasonOf(err) == Denied:
 		return fail(Denied, "%s: %w: check the credentials; new ones are taken with: varve target set %s --login", what, err, t.Name)
+	case errors.Is(err, object.ErrNoContainer):
+		return fail(NotFound, "%s: %w", what, err)
 	case errors.Is(err, object.ErrOccupied), errors.Is(err, repo.ErrExists):
 		return fail(Conflict, "%s: %w", what, err)
 	case object.IsFull(err):

@@ -213,7 +213,7 @@ func (v *volume) usable(record catalog.Volume) (*layers.Volume, error) {
 	case v.busy != "" && v.busy != byBackup:
 		return nil, fail(Conflict, "volume %s is taken by %s: try again when that is over", record.Name, v.busy)
 	case v.err != nil:
-		return nil, fail(Unavailable, "volume %s cannot be used: %w", record.Name, v.err)
+		return nil, v.unusable(record)
 	case v.data == nil:
 		return nil, fail(Conflict, "volume %s is not there yet: try again", record.Name)
 	}
@@ -222,6 +222,25 @@ func (v *volume) usable(record catalog.Volume) (*layers.Volume, error) {
 			record.Name, record.Status, record.Reason)
 	}
 	return v.data, nil
+}
+
+// unusable says why a volume that is not open cannot be used: it was deleted a
+// moment ago, or what is on the disk did not open. The caller holds Agent.mu.
+func (v *volume) unusable(record catalog.Volume) error {
+	reason := Unavailable
+	var (
+		own    *Error
+		locked *layers.LockedError
+	)
+	switch {
+	case errors.As(v.err, &own):
+		reason = own.Reason
+	case errors.As(v.err, &locked):
+		reason = InUse
+	case errors.Is(v.err, layers.ErrCorrupt):
+		reason = Corrupt
+	}
+	return fail(reason, "volume %s cannot be used: %w", record.Name, v.err)
 }
 
 // failed reports whether a status is one of the errors.

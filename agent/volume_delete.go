@@ -10,6 +10,10 @@ import (
 	"varve/layers"
 )
 
+// errDeleted is why a volume is not open that somebody found just before its
+// deletion.
+var errDeleted = &Error{Reason: Conflict, Message: "it is being deleted"}
+
 // DeleteVolume removes a volume and its snapshots. Its backups stay.
 func (a *Agent) DeleteVolume(ctx context.Context, ref string) error {
 	record, v, err := a.findVolume(ref)
@@ -48,7 +52,7 @@ func (a *Agent) removeVolume(v *volume, name string) error {
 	}
 	a.mu.Lock()
 	data := v.data
-	v.data, v.err = nil, errors.New("it was being deleted")
+	v.data, v.err = nil, errDeleted
 	a.mu.Unlock()
 	if data != nil {
 		data.Close() // What it could not write goes anyway.

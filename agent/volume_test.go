@@ -148,7 +148,7 @@ func TestVolumeThatIsOpenElsewhere(t *testing.T) {
 		t.Errorf("status %s, reason %q, want error and the holder", view.Status, view.Reason)
 	}
 	_, err := a.OpenExport(t.Context(), "v")
-	wantError(t, err, Unavailable, "process")
+	wantError(t, err, InUse, "process")
 	wantError(t, a.DeleteVolume(t.Context(), "v"), InUse, "process")
 	write(t, a, "other", 1, 0, mib)
 }

@@ -4,6 +4,7 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"net/http"
@@ -275,6 +276,7 @@ func (c *Client) WatchOperation(ctx context.Context, id string) iter.Seq2[Operat
 		}
 		defer answer.Body.Close()
 		lines := bufio.NewScanner(answer.Body)
+		lines.Buffer(nil, maxAnswer) // An operation with many findings is a long line.
 		for lines.Scan() {
 			var o Operation
 			if err := json.Unmarshal(lines.Bytes(), &o); err != nil {
@@ -287,6 +289,10 @@ func (c *Client) WatchOperation(ctx context.Context, id string) iter.Seq2[Operat
 		}
 		if ctx.Err() != nil {
 			yield(Operation{}, ctx.Err())
+			return
+		}
+		if errors.Is(lines.Err(), bufio.ErrTooLong) {
+			yield(Operation{}, fmt.Errorf("operation %s: the daemon sent more than %d bytes for it; \"varve operation list\" says what becomes of it", id, maxAnswer))
 			return
 		}
 		// It stopped before the operation had ended, or the connection broke.

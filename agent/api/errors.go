@@ -135,6 +135,10 @@ func init() {
 		if len(details) > 0 {
 			message += ": " + strings.Join(details, "; ")
 		}
+		var cut *bodyError
+		if code == http.StatusInternalServerError && errors.As(errors.Join(errs...), &cut) {
+			code = http.StatusBadRequest
+		}
 		reason := agent.Internal
 		if code < http.StatusInternalServerError {
 			reason = agent.Invalid

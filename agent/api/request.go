@@ -2,6 +2,7 @@ package api
 
 import (
 	"fmt"
+	"io"
 	"log/slog"
 	"net/http"
 	"runtime/debug"
@@ -41,9 +42,28 @@ func (s *Server) observe(next http.Handler) http.Handler {
 			s.config.Log.Log(r.Context(), level, "request", "request", id, "method", r.Method,
 				"path", r.URL.Path, "code", seen.code, "took", time.Since(began).Round(time.Microsecond).String())
 		}()
+		r.Body = &requestBody{r.Body}
 		next.ServeHTTP(seen, r)
 	})
 }
+
+// A requestBody tells errors of the body from errors of the daemon.
+type requestBody struct{ io.ReadCloser }
+
+func (b *requestBody) Read(p []byte) (int, error) {
+	n, err := b.ReadCloser.Read(p)
+	if err != nil && err != io.EOF {
+		err = &bodyError{err}
+	}
+	return n, err
+}
+
+// A bodyError says that a request's body did not come whole, or not in the form
+// that its headers said. That is its client's doing.
+type bodyError struct{ err error }
+
+func (e *bodyError) Error() string { return e.err.Error() }
+func (e *bodyError) Unwrap() error { return e.err }
 
 // An answerObserver keeps the code of the answer that passes through it.
 type answerObserver struct {

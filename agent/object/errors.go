@@ -67,6 +67,10 @@ var ErrAway = errors.New("is the file system mounted?")
 // because something else is in it.
 var ErrOccupied = errors.New("give an empty place, or one that holds a target already")
 
+// ErrNoContainer is wrapped by errors that say that the container or bucket of a
+// store does not exist: nobody made it, or somebody removed it.
+var ErrNoContainer = errors.New("check its name, or create it first")
+
 // errFull is wrapped by errors that say that a server has no room.
 var errFull = errors.New("no room is left")
 

@@ -86,7 +86,7 @@ func exitCode(err error) int {
 		return exitDenied
 	case errors.Is(err, repo.ErrCorrupt):
 		return exitCorrupt
-	case errors.Is(err, repo.ErrNoRepository), errors.Is(err, fs.ErrNotExist):
+	case errors.Is(err, repo.ErrNoRepository), errors.Is(err, object.ErrNoContainer), errors.Is(err, fs.ErrNotExist):
 		return exitNotFound
 	case errors.Is(err, fs.ErrExist), errors.Is(err, object.ErrOccupied), errors.Is(err, repo.ErrSlotNeeded), errors.Is(err, repo.ErrNotEncrypted):
 		return exitRefused

@@ -159,7 +159,7 @@ func (a answer) String() string {
 	return text
 }
 
-var errBucket = errors.New("the bucket does not exist (any more)")
+var errBucket = fmt.Errorf("the bucket does not exist (any more): %w", object.ErrNoContainer)
 
 // A refusal is an answer that is fs.ErrPermission.
 type refusal struct{ text string }

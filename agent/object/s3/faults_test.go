@@ -133,7 +133,7 @@ func TestServerAnswers(t *testing.T) {
 		{403, "<Error><Code>RequestTimeTooSkewed</Code></Error>", false, fs.ErrPermission},
 		{403, "", false, fs.ErrPermission},
 		{501, "<Error><Code>NotImplemented</Code></Error>", false, nil},
-		{404, "<Error><Code>NoSuchBucket</Code></Error>", false, nil},
+		{404, "<Error><Code>NoSuchBucket</Code></Error>", false, object.ErrNoContainer},
 		{301, "<Error><Code>PermanentRedirect</Code></Error>", false, nil},
 	} {
 		calls := 0

@@ -69,7 +69,7 @@ func open(ctx context.Context, u object.URL, env map[string]string, create bool)
 		err = s.createBucket(ctx, settings)
 	}
 	if errors.Is(err, errBucket) {
-		err = fail(fmt.Errorf("there is no bucket %q at this endpoint; create it first", s.bucket))
+		err = fail(fmt.Errorf("there is no bucket %q at this endpoint: %w", s.bucket, object.ErrNoContainer))
 	}
 	if err != nil {
 		return nil, err

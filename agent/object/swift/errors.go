@@ -98,4 +98,4 @@ func explain(op string, e *swift.Error) error {
 	return e
 }
 
-var errContainer = errors.New("the container does not exist (any more)")
+var errContainer = fmt.Errorf("the container does not exist (any more): %w", object.ErrNoContainer)

@@ -84,7 +84,7 @@ func open(ctx context.Context, u object.URL, env map[string]string, create bool)
 		return err
 	})
 	if errors.Is(err, errContainer) {
-		err = fail(fmt.Errorf("there is no container %q in this project; create it first", s.container))
+		err = fail(fmt.Errorf("there is no container %q in this project: %w", s.container, object.ErrNoContainer))
 	}
 	if err != nil {
 		transport.CloseIdleConnections()

@@ -46,7 +46,7 @@ func TestOpen(t *testing.T) {
 	env := testbed.Swift(t).Env()
 	u := container()
 	_, err := swift.Open(t.Context(), u, env)
-	if err == nil || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "create it first") {
+	if !errors.Is(err, object.ErrNoContainer) || errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), "create it first") {
 		t.Errorf("Open of a missing container: got %v", err)
 	}
 	for range 2 { // Create of one that is there is Open
