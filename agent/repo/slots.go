@@ -76,7 +76,8 @@ type slotTrial struct {
 	opened *slot
 }
 
-// try reads a slot and tries the key on it. Errors are those of the store.
+// try reads a slot and tries the key on it. Errors are those of the store, and
+// of memory that is not there.
 func (t *slotTrial) try(ctx context.Context, id layers.ID) error {
 	if id.IsZero() || t.seen[id] {
 		return nil
@@ -104,7 +105,11 @@ func (t *slotTrial) try(ctx context.Context, id layers.ID) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if master, ok := s.open(secret); ok {
+		master, ok, err := s.open(secret)
+		if err != nil {
+			return fmt.Errorf("try %s: %w", slotName(id), err)
+		}
+		if ok {
 			t.master, t.opened = master, s
 			return nil
 		}
@@ -293,7 +298,9 @@ func newSlot(id, repository layers.ID, k Key, label string, cost argonCost, mast
 	if err := s.validate(); err != nil {
 		return nil, err
 	}
-	s.wrap(secret, master)
+	if err := s.wrap(secret, master); err != nil {
+		return nil, err
+	}
 	return s, nil
 }
 
