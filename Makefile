@@ -11,7 +11,8 @@
 GO ?= go
 
 # Where data races would do harm. The tests in e2e drive other processes, which
-# the race detector cannot see into.
+# the race detector cannot see into; the crashes in layers are too many for it,
+# and are tried again without.
 RACED := ./layers/... ./nbd/... ./fuse/... ./catalog/... ./agent/... ./cmd/...
 
 SEEDS ?= 20
@@ -27,7 +28,7 @@ build:
 test: setup lint build
 	@failed=0; set -x; \
 	$(GO) test -race -timeout 25m $(RACED) || failed=1; \
-	$(GO) test -timeout 25m ./e2e/... || failed=1; \
+	$(GO) test -timeout 25m ./layers ./e2e/... || failed=1; \
 	{ set +x; } 2>/dev/null; exit $$failed
 
 check: lint build

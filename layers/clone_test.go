@@ -331,7 +331,7 @@ func TestCrashInClone(t *testing.T) {
 			c.origin.checkAll()
 		}
 		t.Logf("%d crashes", c.crashes)
-		if c.crashes < 100 {
+		if c.crashes < 100/sparse {
 			t.Errorf("%d crashes are too few to say anything", c.crashes)
 		}
 	})
@@ -381,7 +381,7 @@ func (c *cloneCrash) run(what string, do func() error) {
 	c.t.Helper()
 	c.during = what
 	c.d.hook = func() {
-		if c.chance.IntN(2) == 0 {
+		if c.chance.IntN(2*sparse) == 0 {
 			c.crashes++
 			c.inspect(c.d.crash(c.chance))
 		}
@@ -411,7 +411,7 @@ func (c *cloneCrash) inspect(d *memDisk) {
 	} else if c.made {
 		c.t.Fatalf("during %s: the clone is lost", c.during)
 	}
-	if c.chance.IntN(2) == 0 {
+	if c.chance.IntN(2*sparse) == 0 {
 		c.end(func() error { return removeVolume(other) })
 		origin.tidy()
 		c.end(func() error { return leaked(origin.v) })

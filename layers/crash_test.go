@@ -34,7 +34,7 @@ func newCrashModel(t testing.TB, seed uint64, size int64, every int) *crashModel
 	chance := rand.New(rand.NewPCG(seed, 2)) // its own: the script does not depend on the crashes
 	d.hook = func() {
 		c.ops++
-		if chance.IntN(c.every) > 0 {
+		if chance.IntN(c.every*sparse) > 0 {
 			return
 		}
 		for range 2 {
