@@ -180,10 +180,17 @@ func (s *faulty) Delete(ctx context.Context, names ...string) error {
 }
 
 func (s *faulty) List(ctx context.Context, prefix string) iter.Seq2[object.Info, error] {
-	if err := s.call(ctx, "list", prefix); err != nil {
-		return func(yield func(object.Info, error) bool) { yield(object.Info{}, err) }
+	return func(yield func(object.Info, error) bool) {
+		if err := s.call(ctx, "list", prefix); err != nil {
+			yield(object.Info{}, err)
+			return
+		}
+		for info, err := range s.Store.List(ctx, prefix) {
+			if !yield(info, err) {
+				return
+			}
+		}
 	}
-	return s.Store.List(ctx, prefix)
 }
 
 var errFault = errors.New("the store is on fire")

@@ -20,6 +20,12 @@ func (a *Agent) considerate(ctx context.Context, op *operation) context.Context 
 	})
 }
 
+// unasked makes what the daemon does with ctx by itself, for a target, make way
+// for guests and for all who wait for that target.
+func (a *Agent) unasked(ctx context.Context) context.Context {
+	return object.WithTurn(object.WithClass(ctx, object.Upkeep), a.turn)
+}
+
 // full reports whether the operation goes at full speed.
 func (o *operation) full() bool {
 	o.mu.Lock()

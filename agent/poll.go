@@ -9,12 +9,23 @@ import (
 )
 
 // pollTargets reads the list of every target now and then at each interval,
-// until ctx ends: behaviour C2. A target that hangs holds up no other.
+// until ctx ends: behaviour C2. A target that hangs holds up no other, and is
+// not asked again before it has answered.
 func (a *Agent) pollTargets(ctx context.Context, every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
+	var polls sync.WaitGroup
+	defer polls.Wait()
 	for {
-		a.pollAll(ctx)
+		targets, err := list(a, catalog.Targets)
+		if err != nil {
+			a.log.Error("the targets cannot be asked for their backups", "error", err)
+		}
+		for _, t := range targets {
+			if p := a.beginPoll(ctx, t); p != nil {
+				polls.Go(func() { a.poll(p, t) })
+			}
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
@@ -23,41 +34,37 @@ func (a *Agent) pollTargets(ctx context.Context, every time.Duration) {
 	}
 }
 
-func (a *Agent) pollAll(ctx context.Context) {
-	targets, err := list(a, catalog.Targets)
-	if err != nil {
-		a.log.Error("the targets cannot be asked for their backups", "error", err)
-		return
-	}
-	var polls sync.WaitGroup
-	for _, t := range targets {
-		polls.Go(func() { a.poll(ctx, t) })
-	}
-	polls.Wait()
-}
-
 // A poll is the reading of one target's list. It ends when the target is to be
 // removed.
 type poll struct {
+	target *target
+	ctx    context.Context
 	cancel context.CancelFunc
 	ended  chan struct{}
 }
 
-func (a *Agent) poll(ctx context.Context, t catalog.Target) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	p := &poll{cancel, make(chan struct{})}
+// beginPoll returns nil if the target is being polled already.
+func (a *Agent) beginPoll(ctx context.Context, t catalog.Target) *poll {
 	m := a.targetOf(t)
 	a.mu.Lock()
-	m.poll = p
-	a.mu.Unlock()
-	err := a.sync(ctx, t, newRoots)
+	defer a.mu.Unlock()
+	if m.poll != nil {
+		return nil
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	m.poll = &poll{m, ctx, cancel, make(chan struct{})}
+	return m.poll
+}
+
+func (a *Agent) poll(p *poll, t catalog.Target) {
+	defer p.cancel()
+	err := a.sync(p.ctx, t, newRoots)
 	a.mu.Lock()
-	m.poll = nil
+	p.target.poll = nil
 	a.mu.Unlock()
 	close(p.ended)
-	if ctx.Err() == nil {
-		a.notePoll(t, m, err)
+	if p.ctx.Err() == nil {
+		a.notePoll(t, p.target, err)
 	}
 }
 

@@ -3,12 +3,15 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"slices"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"testing"
 	"time"
 
+	"varve/agent/object"
 	"varve/catalog"
 )
 
@@ -116,5 +119,89 @@ func TestPollOfATargetThatIsAway(t *testing.T) {
 	<-waiting
 	if err := a.RemoveTarget(t.Context(), "t1"); err != nil {
 		t.Error(err)
+	}
+}
+
+// A poll, which nobody waits for, makes way for guests and for all who want
+// something of the target; a sync that somebody asked for does not.
+func TestPollMakesWay(t *testing.T) {
+	w := newWorld(t)
+	a := startPolling(t, w)
+	record := addTarget(t, a, "t1")
+	// As many uploads as there are places. A poll's request that is under way
+	// keeps one, so once all are in there is none.
+	stop, inside := make(chan struct{}), make(chan struct{}, maxRequests)
+	uploads := a.targetOf(record).gate.Store(&standing{Store: object.NewMem(), inside: inside, stop: stop})
+	var under sync.WaitGroup
+	for i := range maxRequests {
+		under.Go(func() {
+			if err := uploads.Put(object.WithClass(t.Context(), object.Copy), fmt.Sprint(i), nil); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	for range maxRequests {
+		<-inside
+	}
+	var asked atomic.Int64
+	w.store(url("t1")).on(func(context.Context, string, string) error {
+		asked.Add(1)
+		return nil
+	})
+	var once int64
+	for i := range 3 {
+		if err := a.SyncTarget(t.Context(), "t1"); err != nil {
+			t.Fatal(err)
+		}
+		if n := asked.Swap(0); i > 0 && n != once {
+			t.Errorf("%d requests of a sync, and of one before %d: a poll took a place beyond the uploads", n, once)
+		} else {
+			once = n
+		}
+	}
+	close(stop)
+	under.Wait()
+	until(t, "that it polls on", func() bool { return asked.Load() > 2*once })
+}
+
+// standing is a Store whose Puts last until stop is closed.
+type standing struct {
+	object.Store
+	inside chan<- struct{}
+	stop   <-chan struct{}
+}
+
+func (s *standing) Put(context.Context, string, []byte) error {
+	s.inside <- struct{}{}
+	<-s.stop
+	return nil
+}
+
+// A poll's requests wait for their turns beside guests, but for those that open
+// the repository: others may wait for that.
+func TestPollTakesTurns(t *testing.T) {
+	w, a := startWithTarget(t)
+	record := must(a.Target(t.Context(), "t1"))(t)
+	var turns, asked atomic.Int64
+	a.turn = func(context.Context) (func(), error) {
+		turns.Add(1)
+		return func() {}, nil
+	}
+	w.store(url("t1")).on(func(context.Context, string, string) error {
+		asked.Add(1)
+		return nil
+	})
+	for _, c := range []struct {
+		depth syncDepth
+		turns bool
+	}{{newRoots, true}, {everyRoot, false}} {
+		turns.Store(0)
+		asked.Store(0)
+		if err := a.sync(t.Context(), record, c.depth); err != nil {
+			t.Fatal(err)
+		}
+		if made, taken := asked.Load(), turns.Load(); made == 0 || c.turns && taken < made || !c.turns && taken > 0 {
+			t.Errorf("depth %d: %d turns for %d requests", c.depth, taken, made)
+		}
 	}
 }

@@ -34,7 +34,8 @@ const (
 	everyRoot                  // their roots, so that one which was damaged since is found
 )
 
-// sync opens a target's repository and mirrors its backups.
+// sync opens a target's repository and mirrors its backups. Nobody waits for a
+// poll, but others may for the opening.
 func (a *Agent) sync(ctx context.Context, t catalog.Target, depth syncDepth) error {
 	ctx, cancel := context.WithTimeout(ctx, syncTimeout)
 	defer cancel()
@@ -43,6 +44,9 @@ func (a *Agent) sync(ctx context.Context, t catalog.Target, depth syncDepth) err
 		return err
 	}
 	defer release()
+	if depth == newRoots {
+		ctx = a.unasked(ctx)
+	}
 	return a.pull(ctx, t, r, depth)
 }
 

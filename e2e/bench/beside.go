@@ -11,33 +11,50 @@ import (
 
 // A besideJob is an operation that is to make way for guests.
 type besideJob struct {
-	name   string
-	begin  func(round int) []string // the command
-	tidy   func(round int) []string // what puts things back; nil: nothing
-	backup bool                     // it needs one that was made before
+	name    string
+	begin   func(round int) []string                     // the command
+	setUp   func(*besideRun, context.Context) error      // once; nil: nothing
+	prepare func(*besideRun, context.Context, int) error // before each round; nil: nothing
+	tidy    func(round int) []string                     // what puts things back; nil: nothing
 }
 
-var besideBackup = besideJob{
-	name: "a full backup",
-	begin: func(round int) []string {
-		return []string{"backup", "create", exportName, "--force", "--name", roundName(round)}
+var besideJobs = map[string]besideJob{
+	"backup": {
+		name: "a full backup",
+		begin: func(round int) []string {
+			return []string{"backup", "create", exportName, "--force", "--name", roundName(round)}
+		},
+	},
+	"restore": {
+		name:  "a restore",
+		setUp: (*besideRun).keep,
+		begin: func(round int) []string { return []string{"backup", "restore", keptBackup, "--name", roundName(round)} },
+		tidy:  func(round int) []string { return []string{"volume", "delete", roundName(round)} },
+	},
+	"verify": {
+		name:  "a deep verification",
+		setUp: (*besideRun).keep,
+		begin: func(int) []string { return []string{"target", "verify", targetName, "--mode", "deep"} },
+	},
+	"prune": {
+		name:    "pruning that copies half of each pack",
+		setUp:   (*besideRun).makeLittered,
+		prepare: (*besideRun).litter,
+		begin: func(int) []string {
+			return []string{"target", "prune", targetName, "--grace", "1ms", "--repack-below", "100"}
+		},
+	},
+	"repair": {
+		name:  "a check with repair",
+		setUp: (*besideRun).seal,
+		begin: func(int) []string { return []string{"volume", "check", exportName, "--repair"} },
 	},
 }
 
-var besideRestore = besideJob{
-	name:   "a restore",
-	begin:  func(round int) []string { return []string{"backup", "restore", keptBackup, "--name", roundName(round)} },
-	tidy:   func(round int) []string { return []string{"volume", "delete", roundName(round)} },
-	backup: true,
-}
-
-var besideVerify = besideJob{
-	name:   "a deep verification",
-	begin:  func(int) []string { return []string{"target", "verify", targetName, "--mode", "deep"} },
-	backup: true,
-}
-
-const keptBackup = "kept"
+const (
+	keptBackup = "kept"
+	littered   = "littered" // a volume whose backups go
+)
 
 func roundName(round int) string { return fmt.Sprintf("round%d", round) }
 
@@ -45,61 +62,149 @@ func roundName(round int) string { return fmt.Sprintf("round%d", round) }
 // that goes on alone.
 const besideLimit = 20 * time.Second
 
-// run compares what a guest gets done beside the operation with what it gets done
-// before and after. The target is a folder on the same disk, which is the worst
-// case.
-func (j besideJob) run(ctx context.Context, b *bench, d *daemon) error {
-	c, err := d.create(ctx, exportName, b.volume)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
-	if err := overwrite(ctx, c, base(int64(b.volume))); err != nil {
-		return err
-	}
-	repo := filepath.Join(b.disk, "engine", "target")
-	if err := os.Mkdir(repo, 0o700); err != nil {
-		return err
-	}
-	if _, err := d.run(ctx, "target", "add", targetName, "file://"+repo); err != nil {
-		return err
-	}
-	if j.backup {
-		if _, err := d.run(ctx, "backup", "create", exportName, "--force", "--name", keptBackup); err != nil {
+// A besideRun is one besideJob under way: a daemon, a volume with a guest, and a
+// target on the same disk, which is the worst case.
+type besideRun struct {
+	besideJob
+	*bench
+	*daemon
+	guest *conn
+}
+
+// beside makes the job of a name, with a folder for a target, or with a bucket of
+// an S3 server on this machine.
+func beside(name string, overS3 bool) func(context.Context, *bench, *daemon) error {
+	return func(ctx context.Context, b *bench, d *daemon) (err error) {
+		r := &besideRun{besideJob: besideJobs[name], bench: b, daemon: d}
+		buckets := filepath.Join(b.disk, "engine", "targets")
+		if err := os.MkdirAll(buckets, 0o700); err != nil {
 			return err
 		}
+		url, env := "file://"+filepath.Join(buckets, targetName), []string(nil)
+		if overS3 {
+			if !b.has("varve", []string{gateway}) {
+				return nil
+			}
+			s, address, err := startGateway(ctx, b, filepath.Join(b.disk, "engine", "s3"), buckets)
+			if err != nil {
+				return err
+			}
+			defer func() { err = errors.Join(err, s.stop()) }()
+			url, env = "s3://"+targetName+"?endpoint=http://"+address, gatewayEnv
+			r.name += " on local S3"
+		}
+		if r.guest, err = d.create(ctx, exportName, b.volume); err != nil {
+			return err
+		}
+		defer r.guest.Close()
+		if err := overwrite(ctx, r.guest, base(int64(b.volume))); err != nil {
+			return err
+		}
+		if _, err := (task{env: append(d.env(), env...)}).run(ctx, d.binary, "target", "add", targetName, url); err != nil {
+			return err
+		}
+		if r.setUp != nil {
+			if err := r.setUp(r, ctx); err != nil {
+				return err
+			}
+		}
+		return r.rounds(ctx)
 	}
+}
+
+// rounds compares what the guest gets done beside the operation with what it gets
+// done before and after.
+func (r *besideRun) rounds(ctx context.Context) error {
 	var shares []float64
-	for round := range 1 + b.roundsOr(2, 3) {
-		share, err := j.measure(ctx, d, c, round)
+	for round := range 1 + r.roundsOr(2, 3) {
+		share, wall, err := r.measure(ctx, round)
 		if err != nil {
 			return err
 		}
+		r.say("beside %s: %.2f, it took %.1f s", r.name, share, wall.Seconds())
 		if round > 0 { // the first fills caches
 			shares = append(shares, share)
 		}
 	}
-	b.figure(engineFigure{"4k randwrite qd16, flush every 32, beside " + j.name + " : alone", median(shares), "times", 0.8, true})
+	r.figure(engineFigure{"4k randwrite qd16, flush every 32, beside " + r.name + " : alone", median(shares), "times", 0.8, true})
 	return nil
 }
 
-// measure measures before, during and after one operation.
-func (j besideJob) measure(ctx context.Context, d *daemon, c *conn, round int) (float64, error) {
+// keep makes a backup to work with.
+func (r *besideRun) keep(ctx context.Context) error {
+	_, err := r.run(ctx, "backup", "create", exportName, "--force", "--name", keptBackup)
+	return err
+}
+
+// seal makes a snapshot, of which there are checksums.
+func (r *besideRun) seal(ctx context.Context) error {
+	_, err := r.snapshot(ctx, exportName, keptBackup)
+	return err
+}
+
+func (r *besideRun) makeLittered(ctx context.Context) error {
+	c, err := r.create(ctx, littered, r.volume/2)
+	if err != nil {
+		return err
+	}
+	return c.Close()
+}
+
+// litter leaves packs in the target half of which nobody needs: every other run
+// is overwritten after a backup, and that backup is deleted.
+func (r *besideRun) litter(ctx context.Context, round int) error {
+	runs := base(int64(r.volume / 2))
+	for i := range runs {
+		runs[i].seed += uint64(round+1) << 32
+	}
+	var half []run
+	for i := 0; i < len(runs); i += 2 {
+		half = append(half, run{off: runs[i].off, n: runs[i].n, seed: runs[i].seed + 1<<40})
+	}
+	for i, part := range [][]run{runs, half} {
+		c, err := dial(r.socket(), littered, dialOptions{})
+		if err != nil {
+			return err
+		}
+		if err := errors.Join(overwrite(ctx, c, part), c.Close()); err != nil {
+			return err
+		}
+		args := []string{"backup", "create", littered, "--name", fmt.Sprint(roundName(round), i)}
+		if i > 0 {
+			args = append(args, "--incremental")
+		}
+		if _, err := r.run(ctx, args...); err != nil {
+			return err
+		}
+	}
+	_, err := r.run(ctx, "backup", "delete", fmt.Sprint(roundName(round), 0))
+	return err
+}
+
+// measure measures before, during and after one operation. wall is how long that
+// took.
+func (r *besideRun) measure(ctx context.Context, round int) (share float64, wall time.Duration, err error) {
+	if r.prepare != nil {
+		if err := r.prepare(r, ctx, round); err != nil {
+			return 0, 0, err
+		}
+	}
 	guest := func(seconds time.Duration) (float64, error) {
-		r, err := load{write: true, block: blockSize, depth: 16, flushEvery: 32, duration: seconds * time.Second, seed: uint64(round)}.run(c)
+		l, err := load{write: true, block: blockSize, depth: 16, flushEvery: 32, duration: seconds * time.Second, seed: uint64(round)}.run(r.guest)
 		if err != nil {
 			return 0, err
 		}
-		return float64(r.ops) / r.elapsed.Seconds(), nil
+		return float64(l.ops) / l.elapsed.Seconds(), nil
 	}
 	before, err := guest(5)
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	ended := make(chan error, 1)
 	began := time.Now()
 	go func() {
-		_, err := d.run(ctx, j.begin(round)...)
+		_, err := r.run(ctx, r.begin(round)...)
+		wall = time.Since(began)
 		ended <- err
 	}()
 	var beside []float64
@@ -113,23 +218,23 @@ func (j besideJob) measure(ctx context.Context, d *daemon, c *conn, round int) (
 			beside = append(beside, now)
 		}
 		if guestErr != nil {
-			return 0, guestErr
+			return 0, 0, guestErr
 		}
 	}
 	if running {
 		err = <-ended
 	}
-	if err == nil && j.tidy != nil {
-		_, err = d.run(ctx, j.tidy(round)...)
+	if err == nil && r.tidy != nil {
+		_, err = r.run(ctx, r.tidy(round)...)
 	}
 	if err != nil {
-		return 0, err
+		return 0, 0, err
 	}
 	if len(beside) == 0 {
-		return 0, errors.New("it was over within a second: measure with a larger volume")
+		return 0, 0, errors.New("it was over within a second: measure with a larger volume")
 	}
 	after, err := guest(5)
-	return mean(beside) / mean([]float64{before, after}), err
+	return mean(beside) / mean([]float64{before, after}), wall, err
 }
 
 func mean(values []float64) float64 {

@@ -49,9 +49,15 @@ var engineJobList = []struct {
 	{"snapshot create", snapshotUnderLoad},
 	{"snapshot delete", deleteHidden},
 	{"open", openLarge},
-	{"backup", besideBackup.run},
-	{"restore", besideRestore.run},
-	{"verify", besideVerify.run},
+	{"backup", beside("backup", false)},
+	{"restore", beside("restore", false)},
+	{"verify", beside("verify", false)},
+	{"prune", beside("prune", false)},
+	{"repair", beside("repair", false)},
+	{"backup s3", beside("backup", true)},
+	{"restore s3", beside("restore", true)},
+	{"verify s3", beside("verify", true)},
+	{"prune s3", beside("prune", true)},
 }
 
 // engineJobs runs the jobs on volumes alone.

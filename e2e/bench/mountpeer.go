@@ -50,7 +50,7 @@ func openVarveMount(scheme string) func(context.Context, *bench, mountPlace) (mo
 		url := scheme + p.repo
 		if scheme == "s3://" {
 			url = scheme + filepath.Base(p.repo) + "?region=us-east-1&endpoint=" + b.slow.url
-			m.env = append(m.env, b.slow.env()...)
+			m.env = append(m.env, gatewayEnv...)
 		}
 		m.args = []string{binary, "--target", url, "mount", p.point}
 		return m, err
@@ -78,7 +78,7 @@ func openResticMount(scheme string) func(context.Context, *bench, mountPlace) (m
 		}
 		if scheme != "" {
 			m.env = append(m.env, "RESTIC_REPOSITORY="+scheme+b.slow.url+"/"+filepath.Base(p.repo))
-			m.env = append(m.env, b.slow.env()...)
+			m.env = append(m.env, gatewayEnv...)
 		}
 		return m, nil
 	}

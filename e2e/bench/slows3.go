@@ -34,28 +34,10 @@ type slowS3 struct {
 }
 
 func startSlowS3(ctx context.Context, b *bench, repos string) (*slowS3, error) {
-	home := filepath.Join(b.disk, "s3")
 	s := &slowS3{conns: make(map[net.Conn]bool)}
 	var err error
-	if s.behind, err = freeAddress(); err != nil {
+	if s.server, s.behind, err = startGateway(ctx, b, filepath.Join(b.disk, "s3"), repos); err != nil {
 		return nil, err
-	}
-	for _, dir := range []string{"iam", "meta"} {
-		if err := os.MkdirAll(filepath.Join(home, dir), 0o700); err != nil {
-			return nil, err
-		}
-	}
-	program, err := filepath.Abs(b.gateway())
-	if err != nil {
-		return nil, err
-	}
-	s.server, err = launch([]string{"ROOT_ACCESS_KEY=bench", "ROOT_SECRET_KEY=benchbench"}, program,
-		"--quiet", "--keep-alive", "--port", s.behind, "--iam-dir", filepath.Join(home, "iam"), "posix", "--sidecar", filepath.Join(home, "meta"), repos)
-	if err != nil {
-		return nil, err
-	}
-	if err := s.server.await(ctx, "tcp", s.behind); err != nil {
-		return nil, errors.Join(err, s.server.stop())
 	}
 	if s.proxy, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
 		return nil, errors.Join(err, s.server.stop())
@@ -65,16 +47,41 @@ func startSlowS3(ctx context.Context, b *bench, repos string) (*slowS3, error) {
 	return s, nil
 }
 
+// startGateway starts versitygw, which keeps what it has to remember in home,
+// over a folder whose folders are buckets.
+func startGateway(ctx context.Context, b *bench, home, buckets string) (s *server, address string, err error) {
+	if address, err = freeAddress(); err != nil {
+		return nil, "", err
+	}
+	for _, dir := range []string{"iam", "meta"} {
+		if err := os.MkdirAll(filepath.Join(home, dir), 0o700); err != nil {
+			return nil, "", err
+		}
+	}
+	program, err := filepath.Abs(b.gateway())
+	if err != nil {
+		return nil, "", err
+	}
+	s, err = launch([]string{"ROOT_ACCESS_KEY=bench", "ROOT_SECRET_KEY=benchbench"}, program,
+		"--quiet", "--keep-alive", "--port", address, "--iam-dir", filepath.Join(home, "iam"), "posix", "--sidecar", filepath.Join(home, "meta"), buckets)
+	if err != nil {
+		return nil, "", err
+	}
+	if err := s.await(ctx, "tcp", address); err != nil {
+		return nil, "", errors.Join(err, s.stop())
+	}
+	return s, address, nil
+}
+
+// gatewayEnv is what a client logs in with.
+var gatewayEnv = []string{"AWS_ACCESS_KEY_ID=bench", "AWS_SECRET_ACCESS_KEY=benchbench", "AWS_REGION=us-east-1"}
+
 func freeAddress() (string, error) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return "", err
 	}
 	return l.Addr().String(), l.Close()
-}
-
-func (s *slowS3) env() []string {
-	return []string{"AWS_ACCESS_KEY_ID=bench", "AWS_SECRET_ACCESS_KEY=benchbench", "AWS_REGION=us-east-1"}
 }
 
 func (s *slowS3) close() error {
