@@ -6,11 +6,13 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"runtime/debug"
 	"sync"
 	"time"
 	"unicode/utf8"
 
-	"varve/agent/repo/argon2id"
+	"golang.org/x/crypto/argon2"
+
 	"varve/layers"
 )
 
@@ -91,34 +93,24 @@ type slot struct {
 }
 
 // wrap makes s keep the master key under the secret, whose kind s has.
-func (s *slot) wrap(secret slotSecret, master [32]byte) error {
+func (s *slot) wrap(secret slotSecret, master [32]byte) {
 	rand.Read(s.salt[:]) // never fails: crypto/rand
 	rand.Read(s.nonce[:])
-	key, err := s.key(secret)
-	if err != nil {
-		return err
-	}
-	newGCM(key).Seal(s.wrapped[:0], s.nonce[:], master[:], s.bound())
+	newGCM(s.key(secret)).Seal(s.wrapped[:0], s.nonce[:], master[:], s.bound())
 	copy(s.mac[:], s.sum(master))
-	return nil
 }
 
 // open unwraps the master key; ok is false if the slot is not for this secret.
-// It is an error if that cannot be found out.
-func (s *slot) open(secret slotSecret) (master [32]byte, ok bool, err error) {
+func (s *slot) open(secret slotSecret) (master [32]byte, ok bool) {
 	if s.kind != secret.kind {
-		return master, false, nil
+		return master, false
 	}
-	key, err := s.key(secret)
+	text, err := newGCM(s.key(secret)).Open(nil, s.nonce[:], s.wrapped[:], s.bound())
 	if err != nil {
-		return master, false, err
-	}
-	text, err := newGCM(key).Open(nil, s.nonce[:], s.wrapped[:], s.bound())
-	if err != nil {
-		return master, false, nil
+		return master, false
 	}
 	copy(master[:], text)
-	return master, s.genuine(master), nil
+	return master, s.genuine(master)
 }
 
 // genuine reports whether somebody who has the master key made the slot.
@@ -136,16 +128,20 @@ func (s *slot) sum(master [32]byte) []byte {
 // slot says.
 var stretching sync.Mutex
 
-// key is what the master key is wrapped with. It is an error if there is no
-// memory to find out.
-func (s *slot) key(secret slotSecret) ([]byte, error) {
+// key is what the master key is wrapped with.
+func (s *slot) key(secret slotSecret) []byte {
 	var key [32]byte
 	switch s.kind {
 	case SlotPassphrase:
 		stretching.Lock()
 		defer stretching.Unlock()
-		c := argon2id.Cost{Passes: s.cost.passes, Memory: s.cost.memory, Lanes: s.cost.threads}
-		return argon2id.Key([]byte(secret.text), s.salt[:], c, len(key))
+		derived := argon2.IDKey([]byte(secret.text), s.salt[:], s.cost.passes, s.cost.memory, s.cost.threads, 32)
+		if s.cost.memory >= defaultCost.memory {
+			// Its memory would stay with the process, and count double when the
+			// collector next sets a goal. Who waits for the key does not wait for this.
+			go debug.FreeOSMemory()
+		}
+		return derived
 	case SlotKeyFile:
 		key = kdf("slot key file", s.salt[:], []byte(secret.text))
 	case SlotRecovery:
@@ -153,7 +149,7 @@ func (s *slot) key(secret slotSecret) ([]byte, error) {
 	default:
 		panic("repo: key slot of " + s.kind.String())
 	}
-	return key[:], nil
+	return key[:]
 }
 
 // bound is the part that the wrapped key vouches for.

@@ -76,8 +76,7 @@ type slotTrial struct {
 	opened *slot
 }
 
-// try reads a slot and tries the key on it. Errors are those of the store, and
-// of memory that is not there.
+// try reads a slot and tries the key on it. Errors are those of the store.
 func (t *slotTrial) try(ctx context.Context, id layers.ID) error {
 	if id.IsZero() || t.seen[id] {
 		return nil
@@ -105,11 +104,7 @@ func (t *slotTrial) try(ctx context.Context, id layers.ID) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		master, ok, err := s.open(secret)
-		if err != nil {
-			return fmt.Errorf("try %s: %w", slotName(id), err)
-		}
-		if ok {
+		if master, ok := s.open(secret); ok {
 			t.master, t.opened = master, s
 			return nil
 		}
@@ -298,9 +293,7 @@ func newSlot(id, repository layers.ID, k Key, label string, cost argonCost, mast
 	if err := s.validate(); err != nil {
 		return nil, err
 	}
-	if err := s.wrap(secret, master); err != nil {
-		return nil, err
-	}
+	s.wrap(secret, master)
 	return s, nil
 }
 
