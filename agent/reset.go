@@ -134,10 +134,8 @@ func (v *volume) resettable(record catalog.Volume, state catalog.Status) error {
 	switch {
 	case state == catalog.Error || v.busy != "":
 		return v.idle(record)
-	case v.err != nil:
-		return v.unusable(record)
 	case v.data == nil:
-		return fail(Conflict, "volume %s is not there yet: try again", record.Name)
+		return v.unusable(record)
 	case v.data.Failure() != nil:
 		return fail(Unavailable, "volume %s cannot be available before the daemon is started anew: %w", record.Name, v.data.Failure())
 	}
@@ -161,7 +159,7 @@ func (a *Agent) ResetSnapshot(ctx context.Context, ref string, state catalog.Sta
 	v.chain.Lock() // So no snapshot is being made or deleted.
 	defer v.chain.Unlock()
 	a.mu.Lock()
-	data, readers := v.data, v.readers[s.ID]
+	data, readers, closed := v.data, v.readers[s.ID], v.unusable(record)
 	a.mu.Unlock()
 	switch {
 	case s.System:
@@ -171,7 +169,7 @@ func (a *Agent) ResetSnapshot(ctx context.Context, ref string, state catalog.Sta
 	case state == catalog.Error && readers > 0:
 		return SnapshotView{}, fail(InUse, "snapshot %s of volume %s is being read, by a backup, an export or a mount", s.Name, record.Name)
 	case state == catalog.Available && data == nil:
-		return SnapshotView{}, fail(Unavailable, "snapshot %s cannot be available: volume %s is not open", s.Name, record.Name)
+		return SnapshotView{}, closed
 	}
 	if state == catalog.Available {
 		if b, there := boundaryOf(data, s.ID); !there || b.Mark {

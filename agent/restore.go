@@ -170,11 +170,8 @@ func (s *restoration) ontoExisting(r RestoreRequest) error {
 			record.Name, record.Size, s.backup.Size)
 	}
 	err = s.a.claim(v, byRestore, func() error {
-		switch {
-		case v.err != nil:
+		if v.data == nil {
 			return v.unusable(record)
-		case v.data == nil:
-			return fail(Conflict, "volume %s is not there yet: try again", record.Name)
 		}
 		return v.idle(record)
 	})

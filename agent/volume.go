@@ -212,10 +212,8 @@ func (v *volume) usable(record catalog.Volume) (*layers.Volume, error) {
 	switch {
 	case v.busy != "" && v.busy != byBackup:
 		return nil, fail(Conflict, "volume %s is taken by %s: try again when that is over", record.Name, v.busy)
-	case v.err != nil:
-		return nil, v.unusable(record)
 	case v.data == nil:
-		return nil, fail(Conflict, "volume %s is not there yet: try again", record.Name)
+		return nil, v.unusable(record)
 	}
 	if failed(record.Status) {
 		return nil, fail(Conflict, "volume %s is in status %s (%s): restore a backup onto it or delete it",
@@ -227,6 +225,9 @@ func (v *volume) usable(record catalog.Volume) (*layers.Volume, error) {
 // unusable says why a volume that is not open cannot be used: it was deleted a
 // moment ago, or what is on the disk did not open. The caller holds Agent.mu.
 func (v *volume) unusable(record catalog.Volume) error {
+	if v.err == nil {
+		return fail(Conflict, "volume %s is not there yet: try again", record.Name)
+	}
 	reason := Unavailable
 	var (
 		own    *Error

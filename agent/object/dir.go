@@ -111,7 +111,7 @@ func (d *dir) create() error {
 	if err := os.Mkdir(filepath.Join(d.root, stagingName), 0o700); err != nil && !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	if err := d.write(context.Background(), markerName, newMarker()); err != nil {
+	if err := d.mark(); err != nil {
 		return err
 	}
 	return d.present()
@@ -167,11 +167,25 @@ func (d *dir) put(ctx context.Context, name string, data []byte) error {
 
 // write makes the file name, below root, hold data: all of it, durably, or as
 // before. Its folder and the staging folder exist.
-func (d *dir) write(ctx context.Context, name string, data []byte) (err error) {
+func (d *dir) write(ctx context.Context, name string, data []byte) error {
+	staged, err := d.stage(ctx, data)
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(d.root, filepath.FromSlash(name))
+	if err := os.Rename(staged, path); err != nil {
+		os.Remove(staged)
+		return err
+	}
+	return syncFolder(filepath.Dir(path))
+}
+
+// stage makes a durable file in the staging folder that holds data.
+func (d *dir) stage(ctx context.Context, data []byte) (path string, err error) {
 	staged := filepath.Join(d.root, stagingName, rand.Text())
 	f, err := os.OpenFile(staged, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return err
+		return "", err
 	}
 	defer func() {
 		if err != nil {
@@ -183,27 +197,20 @@ func (d *dir) write(ctx context.Context, name string, data []byte) (err error) {
 	for len(data) > 0 {
 		n := up.piece(min(len(data), 1<<20))
 		if err := up.take(ctx, int64(n)); err != nil {
-			return err
+			return "", err
 		}
 		if err := ctx.Err(); err != nil {
-			return err
+			return "", err
 		}
 		if _, err := f.Write(data[:n]); err != nil {
-			return err
+			return "", err
 		}
 		data = data[n:]
 	}
 	if err := f.Sync(); err != nil {
-		return err
+		return "", err
 	}
-	if err := f.Close(); err != nil {
-		return err
-	}
-	path := filepath.Join(d.root, filepath.FromSlash(name))
-	if err := os.Rename(staged, path); err != nil {
-		return err
-	}
-	return syncFolder(filepath.Dir(path))
+	return staged, f.Close()
 }
 
 // makeFolder makes the folder name, below root, and all above it, durably.

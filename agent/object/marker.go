@@ -2,6 +2,7 @@ package object
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -29,6 +30,27 @@ const maxMarker = 4 << 10
 
 // newMarker is the text of a marker that no other folder has.
 func newMarker() []byte { return []byte(markerText + "Target " + rand.Text() + "\n") }
+
+// mark puts the marker into the folder, or leaves the one that somebody else put
+// there in the same instant: it must never change once it was looked at. Where
+// the file system has no second names, that instant is not guarded.
+func (d *dir) mark() error {
+	staged, err := d.stage(context.Background(), newMarker())
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(d.root, markerName)
+	switch err := os.Link(staged, path); {
+	case err == nil, errors.Is(err, fs.ErrExist):
+		os.Remove(staged) // What stays is swept.
+	default:
+		if err := os.Rename(staged, path); err != nil {
+			os.Remove(staged)
+			return err
+		}
+	}
+	return syncFolder(d.root)
+}
 
 // A marker remembers which file marked the folder when it was first looked at.
 type marker struct {
