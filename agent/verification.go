@@ -380,8 +380,11 @@ func AuditNote(level repo.Level, r repo.AuditReport, since time.Time) string {
 	if r.Healed > 0 {
 		text += fmt.Sprintf("; %d frames of damaged packs were written anew", r.Healed)
 	}
+	if r.Rebuilt > 0 {
+		text += fmt.Sprintf("; %d parts of maps were made again", r.Rebuilt)
+	}
 	switch {
-	case r.Count == 0 && r.Healed > 0:
+	case r.Count == 0 && r.Healed+r.Rebuilt > 0:
 		text += "; no damage is left"
 	case r.Count == 0:
 		text += "; nothing is damaged"
@@ -394,7 +397,7 @@ func (v *verification) verdict() error {
 	r := &v.report
 	text := fmt.Sprintf("%d places in target %s are damaged, the first is %v", r.Count, v.target.Name, r.Findings[0].Err)
 	if v.Repair {
-		text += "; nothing has what was there any more"
+		text += "; nothing proves what was there any more"
 	}
 	if len(r.Damaged) == 0 {
 		return fail(Corrupt, "%s; no backup has lost data", text)

@@ -22,7 +22,8 @@ type AuditOptions struct {
 	Ledger  Ledger
 
 	// Repair writes what is damaged anew where what it held can be found, in
-	// other backups or in what Heal offers. Heal may be nil.
+	// other backups or in what Heal offers, and makes maps again from what packs
+	// say of themselves. Roots it does not repair. Heal may be nil.
 	Repair bool
 	Heal   func(ctx context.Context, volume layers.ID) (Source, error)
 
@@ -84,6 +85,7 @@ type AuditReport struct {
 	Known    int64     // packs of which it is known when they were read whole
 	Oldest   time.Time // of the packs that backups need, when the one was read whole that was read longest ago; zero: never
 	Healed   int64     // frames that were written anew
+	Rebuilt  int64     // parts of maps that were made again
 	Findings []Finding // at most maxDamage, those that were not repaired first
 	Count    int64     // of all findings that were not repaired
 	Damaged  []Touched // the backups that something of is lost, and how much by all findings together
@@ -166,7 +168,7 @@ type audit struct {
 	repo    *Repo
 	options AuditOptions
 
-	listed   []listedPack // all packs in the store, ascending
+	listed   []listedPack // all packs in the store, ascending; kept for a repair
 	volumes  [][]listedRoot
 	keys     []keyRef
 	keyIndex map[keyRef]int32
@@ -179,6 +181,8 @@ type audit struct {
 	whole    map[string]int              // by object, of one that is missing or cut
 	account  map[packID]bool             // those that are missing, cut, or say wrong things of themselves
 	needed   map[sectionKey]*neededFrame // of flagged packs, at most healMax
+	leaves   map[sectionKey]*lostLeaf    // that cannot be read, or stand in packs of account
+	lists    map[sectionKey]*lostList    // the same of inventories
 	repaired map[damagePlace]bool
 	flagged  map[packID]bool     // packs with damage
 	lost     map[layers.ID]*lost // by backup
@@ -219,7 +223,10 @@ func (a *audit) run(ctx context.Context) error {
 	if a.report.Count > 0 && ctx.Err() == nil {
 		err = errors.Join(err, a.trace(ctx))
 		if err == nil && a.options.Repair {
-			if err = a.heal(ctx); err == nil && a.report.Healed > 0 {
+			if err = a.healMap(ctx); err == nil {
+				err = a.heal(ctx)
+			}
+			if err == nil && a.report.Healed > 0 {
 				err = a.trace(ctx)
 			}
 		}
@@ -311,7 +318,9 @@ func (a *audit) checkSizes(ctx context.Context) error {
 			return err
 		}
 	}
-	a.listed = nil
+	if !a.options.Repair {
+		a.listed = nil
+	}
 	return nil
 }
 

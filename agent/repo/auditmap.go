@@ -57,14 +57,16 @@ func (a *audit) checkVolume(ctx context.Context, volume int32, roots []listedRoo
 }
 
 // needLeaf remembers that a volume needs the pack in which a section is that a
-// root names.
-func (a *audit) needLeaf(volume int32, ref *leafRef, kind sectionKind) {
+// root names, and returns that.
+func (a *audit) needLeaf(volume int32, ref *leafRef, kind sectionKind) packID {
 	size, written := int64(0), ref.place(kind)
 	at := a.repo.placeOf(written)
 	if at == written {
 		size = ref.pack.size
 	}
-	a.need(volume, packID{at.where, at.pack.id}, at.pack.key, size)
+	pack := packID{at.where, at.pack.id}
+	a.need(volume, pack, at.pack.key, size)
+	return pack
 }
 
 // classOf is how much was moved of a pack; notMoved.
@@ -104,11 +106,11 @@ func (a *audit) checkInventory(ctx context.Context, volume int32, root *root) er
 	if ref == nil {
 		return nil
 	}
+	at := a.needLeaf(volume, ref, sectionInventory)
 	packs, err := a.repo.readInventory(ctx, root)
 	if err != nil {
-		return a.noteIn(packID{ref.pack.where, ref.pack.id}, err)
+		return a.noteIn(at, err)
 	}
-	a.needLeaf(volume, ref, sectionInventory)
 	for _, p := range packs {
 		// Of a pack that something was moved from, leaves say what is needed.
 		if class := a.classOf(p.id, ref.pack.key.volume); class >= movedNeeded || class > notMoved && a.options.Level >= Map {
@@ -202,7 +204,8 @@ func (a *audit) checkSpan(ctx context.Context, volume int32, id layers.ID, leave
 			defer a.advance(int64(shared.ref.stored))
 			l, err := a.repo.readOneLeaf(ctx, id, &shared.ref, shared.first, shared.blocks, shared.base)
 			if err != nil {
-				return a.noteIn(packID{shared.ref.pack.where, shared.ref.pack.id}, err)
+				at := a.repo.placeOf(shared.ref.place(sectionLeaf))
+				return a.noteIn(packID{at.where, at.pack.id}, err)
 			}
 			mu.Lock()
 			defer mu.Unlock()

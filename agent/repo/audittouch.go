@@ -150,7 +150,8 @@ func join(ranges []Range) []Range {
 // volumes that need a pack with damage once more, and tries to read what they
 // have in those packs. A frame whose pack has a damaged trailer may be whole.
 func (a *audit) trace(ctx context.Context) error {
-	a.needed = make(map[sectionKey]*neededFrame)
+	a.needed, a.leaves = make(map[sectionKey]*neededFrame), make(map[sectionKey]*lostLeaf)
+	a.lists = make(map[sectionKey]*lostList)
 	a.report.Damaged = nil
 	for id, all := range a.lost {
 		if len(all.ranges) > 0 {
@@ -193,6 +194,12 @@ func (a *audit) settle() {
 		name := packName(inData, n.pack.id)
 		stays[name] = stays[name] || !n.moved
 	}
+	for _, l := range a.leaves {
+		stays[l.ref.pack.name()] = true
+	}
+	for _, l := range a.lists {
+		stays[l.root.inventory.pack.name()] = true
+	}
 	var left, repaired []Finding
 	for _, f := range a.report.Findings {
 		superseded := a.movedFrom(f.Object) && !stays[f.Object] || a.repaired[damagePlace{f.Object, f.Offset}]
@@ -233,6 +240,9 @@ func (a *audit) traceVolume(ctx context.Context, roots []listedRoot) error {
 		}
 		if root == nil {
 			continue
+		}
+		if err := a.loseList(ctx, root); err != nil {
+			return err
 		}
 		found := make(map[int][]Range)
 		for i := range root.spans.rows {
@@ -280,6 +290,9 @@ func (a *audit) traceRow(ctx context.Context, volume layers.ID, row *row) (*rowD
 		return nil, err
 	}
 	l := part.known
+	for i := range row.leaves {
+		a.loseLeaf(row, i, !slices.Contains(part.broken, i))
+	}
 	if part.err != nil {
 		i, _ := a.note(part.err) // it is damage
 		damage.lost[i] = part.lost

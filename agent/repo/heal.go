@@ -62,6 +62,11 @@ type healer struct {
 	pack    packBuilder
 	rows    *relocating
 	healed  []*neededFrame
+	places  []damagePlace // that what is in rows was lost at
+}
+
+func (a *audit) newHealer(volume layers.ID) *healer {
+	return &healer{a: a, volume: volume, packs: make(map[packID]*checkedPack), session: layers.NewID(), rows: newRelocating()}
 }
 
 // heal writes anew what can be found of the frames that were lost, and all
@@ -77,8 +82,7 @@ func (a *audit) heal(ctx context.Context) error {
 		slices.SortFunc(frames, func(x, y *neededFrame) int {
 			return packID{inData, x.pack.id}.compareTo(packID{inData, y.pack.id}, x.frame.number, y.frame.number)
 		})
-		h := &healer{a: a, volume: volume, packs: make(map[packID]*checkedPack), session: layers.NewID(), rows: newRelocating()}
-		if err := h.run(ctx, frames); err != nil {
+		if err := a.newHealer(volume).run(ctx, frames); err != nil {
 			return fmt.Errorf("repair packs of volume %s: %w", volume, err)
 		}
 	}
@@ -92,19 +96,31 @@ func (p packID) compareTo(q packID, n, m uint32) int {
 	return int(int64(n) - int64(m))
 }
 
-func (h *healer) run(ctx context.Context, frames []*neededFrame) error {
+// open gets ready what may have what was lost.
+func (h *healer) open(ctx context.Context) (err error) {
 	if h.a.options.Heal != nil {
-		var err error
 		if h.source, err = h.a.options.Heal(ctx, h.volume); err != nil {
 			return err
 		}
-		if h.source.Close != nil {
-			defer h.source.Close()
-		}
 	}
 	if err := h.readRoots(ctx); err != nil {
+		h.close()
 		return err
 	}
+	return nil
+}
+
+func (h *healer) close() {
+	if h.source.Close != nil {
+		h.source.Close()
+	}
+}
+
+func (h *healer) run(ctx context.Context, frames []*neededFrame) error {
+	if err := h.open(ctx); err != nil {
+		return err
+	}
+	defer h.close()
 	var lost []*neededFrame
 	for _, n := range frames {
 		blocks, addresses, err := h.find(ctx, n)
@@ -369,6 +385,18 @@ func (h *healer) write(ctx context.Context, n *neededFrame, blocks []byte, addre
 	if !shrinks(len(text), len(blocks)) {
 		text, zstd = blocks, false
 	}
+	s := section{kind: sectionFrame, blocks: n.frame.blocks, zstd: zstd, id: sectionID(newKeyed(key.ids), blocks), runs: joined(addresses)}
+	if err := h.put(ctx, key, n.name, text, s); err != nil {
+		return err
+	}
+	h.healed = append(h.healed, n)
+	h.places = append(h.places, damagePlace{packName(inData, n.pack.id), n.frame.off})
+	return nil
+}
+
+// put adds a section to the pack at hand, and a row that leads to it from where
+// it was written.
+func (h *healer) put(ctx context.Context, key *volumeKey, name sectionKey, text []byte, s section) error {
 	if h.pack.sealer != nil && (!h.pack.fits(len(text)+tagSize, h.a.repo.packTarget) || h.pack.key != key) {
 		if err := h.flush(ctx); err != nil {
 			return err
@@ -377,11 +405,9 @@ func (h *healer) write(ctx context.Context, n *neededFrame, blocks []byte, addre
 	if h.pack.sealer == nil {
 		h.pack.begin(inData, newObjectID(h.session), h.session, key, nil)
 	}
-	s := section{kind: sectionFrame, blocks: n.frame.blocks, zstd: zstd, id: sectionID(newKeyed(key.ids), blocks), runs: joined(addresses)}
-	to := sectionPlace{pack: packRef{h.pack.id, key.ref}, kind: sectionFrame, blocks: s.blocks, zstd: zstd}
+	to := sectionPlace{pack: packRef{h.pack.id, key.ref}, kind: s.kind, blocks: s.blocks, zstd: s.zstd}
 	to.number, to.off, to.stored = h.pack.add(text, s)
-	h.rows.add(n.name, &to)
-	h.healed = append(h.healed, n)
+	h.rows.add(name, &to)
 	return nil
 }
 
@@ -412,11 +438,13 @@ func (h *healer) flush(ctx context.Context) error {
 	}
 	for _, n := range h.healed {
 		n.moved = true
-		h.a.repaired[damagePlace{packName(inData, n.pack.id), n.frame.off}] = true
-		h.a.repaired[damagePlace{packName(inData, n.pack.id), wholePack}] = true
+	}
+	for _, place := range h.places {
+		h.a.repaired[place] = true
+		h.a.repaired[damagePlace{place.object, wholePack}] = true
 	}
 	h.a.report.Healed += int64(len(h.healed))
-	h.rows, h.healed = newRelocating(), nil
+	h.rows, h.healed, h.places = newRelocating(), nil, nil
 	return nil
 }
 
