@@ -189,22 +189,6 @@ func removeOrphans(base string) {
 	}
 }
 
-// freePorts returns TCP ports of the loopback interface that nobody listens
-// on. Nothing keeps them free, but the kernel gives the same one out again only
-// after all others.
-func freePorts(n int) ([]int, error) {
-	var ports []int
-	for range n {
-		l, err := net.Listen("tcp", "127.0.0.1:0")
-		if err != nil {
-			return nil, err
-		}
-		defer l.Close() // at the end: all n are different
-		ports = append(ports, l.Addr().(*net.TCPAddr).Port)
-	}
-	return ports, nil
-}
-
 // A Process is a server of a bed.
 type Process struct {
 	name string
