@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -64,6 +65,10 @@ type Config struct {
 
 	// Log receives what no caller can be told. Nil means slog.Default().
 	Log *slog.Logger
+
+	// What is shorter in tests; zero is usual.
+	insistence   insistence
+	restoreEvery int64
 }
 
 // A Place is where a target's store is and how to get there.
@@ -185,8 +190,8 @@ func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catal
 		catalog:      cat,
 		started:      time.Now(),
 		moving:       make(chan struct{}, maxMoving),
-		insistence:   usualInsistence,
-		restoreEvery: restoreEvery,
+		insistence:   cmp.Or(c.insistence, usualInsistence),
+		restoreEvery: cmp.Or(c.restoreEvery, restoreEvery),
 		courtesy:     &courtesy{requests: c.GuestRequests},
 		volumes:      map[layers.ID]*volume{},
 		devices:      map[layers.ID]*attached{},

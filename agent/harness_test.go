@@ -25,7 +25,7 @@ import (
 const mib = 1 << 20
 
 // patience bounds what a test waits for. Nothing is expected to take that long.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 // A world is a set of stores and the daemons that use them.
 type world struct {

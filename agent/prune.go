@@ -57,20 +57,39 @@ func (a *Agent) pruning(t catalog.Target, p Prune) (job, error) {
 		subject: t.ID,
 		state:   p,
 		begin:   func(*catalog.Tx) error { return nil },
-		work:    func(ctx context.Context, op *operation) error { return a.prune(ctx, op, t, p) },
+		work: func(ctx context.Context, op *operation) error {
+			if p.DryRun { // somebody waits for what it says
+				return a.prune(ctx, op, t, p)
+			}
+			next := p
+			return a.insist(ctx, op, t, func() error {
+				now := next
+				next.Grace = laterGrace(p.Grace)
+				return a.prune(ctx, op, t, now)
+			})
+		},
 		settle:  func(*catalog.Tx, error) error { return nil },
 		release: release,
 	}, nil
 }
 
-// resumePrune makes the job of a pruning again that was cut off. Who asked for
-// a short grace promised that no backup is made, for then and not for now.
+// laterGrace is the grace of a pruning that goes on at another time than it was
+// asked for, when its target or the daemon is back. Who asked for a short one
+// promised that no backup is made, for then and not for now.
+func laterGrace(asked time.Duration) time.Duration {
+	if asked == 0 {
+		return 0
+	}
+	return max(asked, repo.PruneGrace)
+}
+
+// resumePrune makes the job of a pruning again that was cut off.
 func (a *Agent) resumePrune(op catalog.Operation, state []byte) (job, error) {
 	var p Prune
 	if err := json.Unmarshal(state, &p); err != nil {
 		return job{}, fmt.Errorf("read its checkpoint: %w", err)
 	}
-	p.Grace = max(p.Grace, repo.PruneGrace)
+	p.Grace = laterGrace(p.Grace)
 	t, err := a.targetRecord(op.Subject)
 	if err != nil {
 		return job{}, err

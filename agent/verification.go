@@ -132,13 +132,6 @@ func (a *Agent) resumeVerification(op catalog.Operation, state []byte) (job, err
 
 func (v *verification) work(ctx context.Context, op *operation) error {
 	ctx = object.WithClass(ctx, object.Upkeep)
-	if !v.Quiet && v.Rate == 0 {
-		leave, err := v.a.place(ctx)
-		if err != nil {
-			return err
-		}
-		defer leave()
-	}
 	err := v.a.insist(ctx, op, v.target, func() error { return v.read(ctx, op) })
 	if errors.Is(context.Cause(ctx), errStopped) {
 		return err // the next daemon goes on
@@ -184,6 +177,13 @@ func (v *verification) name() error {
 
 // read reads what is to be read.
 func (v *verification) read(ctx context.Context, op *operation) error {
+	if !v.Quiet && v.Rate == 0 {
+		leave, err := v.a.place(ctx)
+		if err != nil {
+			return err
+		}
+		defer leave()
+	}
 	r, release, err := v.a.useTarget(ctx, v.target)
 	if err != nil {
 		return err

@@ -18,7 +18,7 @@ import (
 )
 
 // patience bounds what a test waits for. Nothing is expected to take that long.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 // The test's own binary is the helper, and a parent that can be killed.
 func TestMain(m *testing.M) {

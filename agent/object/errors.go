@@ -101,10 +101,14 @@ func (e *RetainedError) Error() string {
 
 // Away reports whether a store did not do what was asked because it cannot be
 // reached, or is not well: the same may be done when it is back. Calls that
-// ended with their caller's patience are no answer either, and count.
+// ended with their caller's patience are no answer either, and count. So does a
+// name that nobody knows: that is what a resolver without its network says.
 func Away(err error) bool {
-	var e *Error
-	return errors.Is(err, ErrAway) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &e) && e.Temporary
+	var (
+		e   *Error
+		dns *net.DNSError
+	)
+	return errors.Is(err, ErrAway) || errors.Is(err, context.DeadlineExceeded) || errors.As(err, &dns) || errors.As(err, &e) && e.Temporary
 }
 
 // TemporaryStatus says whether an HTTP request that was answered with this
