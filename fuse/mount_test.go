@@ -119,7 +119,7 @@ func (m *testMount) statErr(names ...string) error {
 }
 
 // patience bounds what a test waits for. Nothing is expected to take that long.
-const patience = time.Minute
+const patience = 5 * time.Minute
 
 // until tries until ok says yes. The kernel tells nobody that it has forgotten
 // a name, so there is nothing to wait for.

@@ -53,7 +53,7 @@ type rawClient struct {
 }
 
 // patience bounds every wait of a test for the server.
-const patience = 60 * time.Second
+const patience = 5 * time.Minute
 
 func dial(t testing.TB, network, address string) *rawClient {
 	t.Helper()
