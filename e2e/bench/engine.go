@@ -58,6 +58,7 @@ var engineJobList = []struct {
 	{"restore s3", beside("restore", true)},
 	{"verify s3", beside("verify", true)},
 	{"prune s3", beside("prune", true)},
+	{"limits", keepsLimits},
 }
 
 // engineJobs runs the jobs on volumes alone.
