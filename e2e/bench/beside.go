@@ -13,6 +13,7 @@ import (
 type besideJob struct {
 	name    string
 	begin   func(round int) []string                     // the command
+	repeat  int                                          // so often, one after the other; 0: once
 	setUp   func(*besideRun, context.Context) error      // once; nil: nothing
 	prepare func(*besideRun, context.Context, int) error // before each round; nil: nothing
 	tidy    func(round int) []string                     // what puts things back; nil: nothing
@@ -37,7 +38,7 @@ var besideJobs = map[string]besideJob{
 		begin: func(int) []string { return []string{"target", "verify", targetName, "--mode", "deep"} },
 	},
 	"prune": {
-		name:    "pruning that copies half of each pack",
+		name:    "pruning that merges small packs",
 		setUp:   (*besideRun).makeLittered,
 		prepare: (*besideRun).litter,
 		begin: func(int) []string {
@@ -45,9 +46,10 @@ var besideJobs = map[string]besideJob{
 		},
 	},
 	"repair": {
-		name:  "a check with repair",
-		setUp: (*besideRun).seal,
-		begin: func(int) []string { return []string{"volume", "check", exportName, "--repair"} },
+		name:   "a check with repair",
+		setUp:  (*besideRun).seal,
+		begin:  func(int) []string { return []string{"volume", "check", exportName, "--repair"} },
+		repeat: 5, // It reads nothing but the page cache.
 	},
 }
 
@@ -143,41 +145,51 @@ func (r *besideRun) seal(ctx context.Context) error {
 }
 
 func (r *besideRun) makeLittered(ctx context.Context) error {
-	c, err := r.create(ctx, littered, r.volume/2)
+	c, err := r.create(ctx, littered, littersSize)
 	if err != nil {
 		return err
 	}
 	return c.Close()
 }
 
-// litter leaves packs in the target half of which nobody needs: every other run
-// is overwritten after a backup, and that backup is deleted.
+// A round of litter leaves that many small packs in the target, which pruning puts
+// together, and one backup's whole ones, which go.
+const (
+	litters     = 48
+	litterSize  = 4 << 20
+	littersSize = litters * litterSize
+)
+
 func (r *besideRun) litter(ctx context.Context, round int) error {
-	runs := base(int64(r.volume / 2))
+	c, err := dial(r.socket(), littered, dialOptions{})
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	runs := base(littersSize)
 	for i := range runs {
 		runs[i].seed += uint64(round+1) << 32
 	}
-	var half []run
-	for i := 0; i < len(runs); i += 2 {
-		half = append(half, run{off: runs[i].off, n: runs[i].n, seed: runs[i].seed + 1<<40})
+	one := func(name string, runs []run, more ...string) error {
+		if err := overwrite(ctx, c, runs); err != nil {
+			return err
+		}
+		_, err := r.run(ctx, append([]string{"backup", "create", littered, "--force", "--name", roundName(round) + name}, more...)...)
+		return err
 	}
-	for i, part := range [][]run{runs, half} {
-		c, err := dial(r.socket(), littered, dialOptions{})
-		if err != nil {
-			return err
+	if err := errors.Join(one("gone", runs), one("full", nil)); err != nil {
+		return err
+	}
+	for i := range litters {
+		part := runs[i*len(runs)/litters : (i+1)*len(runs)/litters]
+		for j := range part {
+			part[j].seed += 1 << 40
 		}
-		if err := errors.Join(overwrite(ctx, c, part), c.Close()); err != nil {
-			return err
-		}
-		args := []string{"backup", "create", littered, "--name", fmt.Sprint(roundName(round), i)}
-		if i > 0 {
-			args = append(args, "--incremental")
-		}
-		if _, err := r.run(ctx, args...); err != nil {
+		if err := one(fmt.Sprint("part", i), part, "--incremental"); err != nil {
 			return err
 		}
 	}
-	_, err := r.run(ctx, "backup", "delete", fmt.Sprint(roundName(round), 0))
+	_, err = r.run(ctx, "backup", "delete", roundName(round)+"gone")
 	return err
 }
 
@@ -203,7 +215,10 @@ func (r *besideRun) measure(ctx context.Context, round int) (share float64, wall
 	ended := make(chan error, 1)
 	began := time.Now()
 	go func() {
-		_, err := r.run(ctx, r.begin(round)...)
+		var err error
+		for n := 0; n < max(r.repeat, 1) && err == nil; n++ {
+			_, err = r.run(ctx, r.begin(round)...)
+		}
 		wall = time.Since(began)
 		ended <- err
 	}()
