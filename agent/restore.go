@@ -112,10 +112,15 @@ func (s *restoration) job() job {
 	}
 }
 
-// abandon forgets a new volume that was not recorded.
+// abandon forgets a new volume that was not recorded, and frees the backup: another
+// restore may have ended meanwhile, and left that to this one.
 func (s *restoration) abandon() {
 	if s.state.Fresh {
 		s.a.dropVolume(s.volume.id)
+	}
+	err := s.a.update(func(tx *catalog.Tx) error { return s.a.freeBackup(tx, s.backup.ID) })
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		s.a.log.Error("a backup that nobody restores may stay in status restoring until the next start", "backup", s.backup.ID, "error", err)
 	}
 }
 
@@ -362,12 +367,7 @@ func (s *restoration) settle(tx *catalog.Tx, err error) error {
 			v.Status, v.Reason = catalog.ErrorRestoring, halfRestored(err.Error())
 		}
 	})
-	backupErr := change(tx, catalog.Backups, s.backup.ID, func(b *catalog.Backup) {
-		if b.Status == catalog.Restoring && !s.a.isRead(b.ID) {
-			b.Status = catalog.Available
-		}
-	})
-	return errors.Join(volumeErr, backupErr)
+	return errors.Join(volumeErr, s.a.freeBackup(tx, s.backup.ID))
 }
 
 // halfRestored is the reason of a volume that a restore did not finish.
@@ -400,6 +400,17 @@ func (a *Agent) readBackup(id layers.ID, n int) {
 	if a.restores[id] += n; a.restores[id] == 0 {
 		delete(a.restores, id)
 	}
+}
+
+// freeBackup records that a backup is available again, if no restore reads it any
+// more.
+func (a *Agent) freeBackup(tx *catalog.Tx, id layers.ID) error {
+	b, err := catalog.Backups.Get(tx, id)
+	if err != nil || b.Status != catalog.Restoring || a.isRead(id) {
+		return err
+	}
+	b.Status = catalog.Available
+	return catalog.Backups.Put(tx, b)
 }
 
 // isRead reports whether a restore reads the backup.

@@ -287,3 +287,30 @@ func TestDeletionThatFails(t *testing.T) {
 	s.on(nil)
 	succeed(t, a, must(a.DeleteBackup(t.Context(), "b", false))(t))
 }
+
+// A restore that is refused in the end frees the backup, where another one
+// ended while it was asked for and left that to it.
+func TestRefusedRestoreFreesTheBackup(t *testing.T) {
+	w, a := startWithTarget(t)
+	createVolume(t, a, "v", mib)
+	write(t, a, "v", 1, 0, mib)
+	b := backUp(t, a, NewBackup{Volume: "v", Name: "b"})
+	g := w.store(url("t1")).shut("get")
+	_, op, err := a.RestoreBackup(t.Context(), "b", RestoreRequest{Volume: "v", Force: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	g.await(t)
+	if err := a.SetQuota(t.Context(), map[catalog.Resource]int64{catalog.VolumeCount: 1}); err != nil {
+		t.Fatal(err)
+	}
+	a.readBackup(b.ID, 1) // as the second one does, before it is recorded
+	close(g.opened)
+	succeed(t, a, op)
+	a.readBackup(b.ID, -1)
+	_, _, err = a.RestoreBackup(t.Context(), "b", RestoreRequest{})
+	wantError(t, err, TooLarge, "volumes")
+	if got := must(a.Backup(t.Context(), "b"))(t).Status; got != catalog.Available {
+		t.Errorf("the backup is %s, and nobody restores it", got)
+	}
+}
