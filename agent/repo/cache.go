@@ -31,7 +31,7 @@ type cache struct {
 type slotEntry struct {
 	key   sectionKey
 	ready chan struct{}
-	value any   // after ready: []byte or *leaf
+	value any   // after ready: *keptFrame or *leaf
 	err   error // after ready
 	size  int64
 	place *list.Element
@@ -70,6 +70,23 @@ func (c *cache) fill(e *slotEntry, value any, size int64, err error) {
 	}
 	e.place = c.order.PushFront(e)
 	c.used += size
+	c.shrink()
+}
+
+// grow counts what a filled entry takes beyond what it took, in bytes.
+func (c *cache) grow(e *slotEntry, more int64) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.slots[e.key] != e {
+		return // it has left the cache
+	}
+	e.size += more
+	c.used += more
+	c.shrink()
+}
+
+// shrink drops what was not used for longest until the rest is within the limit.
+func (c *cache) shrink() {
 	for c.used > c.limit && c.order.Len() > 1 {
 		last := c.order.Remove(c.order.Back()).(*slotEntry)
 		delete(c.slots, last.key)

@@ -26,6 +26,9 @@ type wanted struct {
 	frame   frameRef
 	pieces  []piece
 	written *sectionPlace // where it was written first, if it is not there any more
+
+	need int    // bytes from its first one on that are expanded at once; 0: all
+	text []byte // set by fetch if not all was: what the rest is expanded from
 }
 
 // name is what maps call the frame.
@@ -121,7 +124,7 @@ func (r *Repo) openGroup(ctx context.Context, g *group, s *sealer, buf, plain []
 		w, blocks, err := &g.frames[i], []byte(nil), err
 		if err == nil {
 			at := w.frame.off - g.off
-			blocks, err = openFrame(s, &w.frame, buf[at:at+int64(w.frame.stored)], plain)
+			blocks, err = w.open(s, buf[at:at+int64(w.frame.stored)], plain)
 			if err != nil {
 				err = damaged(name, w.frame.off, fmt.Errorf("frame %d: %w", w.frame.number, err))
 			}
@@ -154,6 +157,26 @@ func (r *Repo) fetchMoved(ctx context.Context, w *wanted, plain []byte, err erro
 		return nil, damaged(packName(to.where, to.pack.id), to.off, fmt.Errorf("frame %d: %w", to.number, err))
 	}
 	return blocks, nil
+}
+
+// open is openFrame, of as much of the frame as is needed at once. Of a frame
+// with a need, the blocks and the text may be in stored, for the caller to keep.
+func (w *wanted) open(s *sealer, stored, plain []byte) ([]byte, error) {
+	if w.need == 0 {
+		return openFrame(s, &w.frame, stored, plain)
+	}
+	text, err := s.open(stored, sectionFrame, w.frame.number, nil)
+	if err != nil {
+		return nil, err
+	}
+	if !w.frame.zstd {
+		return w.frame.expand(text, stored)
+	}
+	if front, ok := expandFront(text, w.need, int(w.frame.blocks)*layers.BlockSize); ok {
+		w.text = text
+		return front, nil
+	}
+	return w.frame.expand(text, plain)
 }
 
 // openFrame authenticates and expands a frame. The result is in stored or in

@@ -448,11 +448,17 @@ func FuzzNames(f *testing.F) {
 // FuzzExpand: no more memory than the limit, no panic.
 func FuzzExpand(f *testing.F) {
 	f.Add(compress(nil, bytes.Repeat([]byte("abc"), 100)))
+	f.Add(compress(nil, mixedFrame(f)))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		text, err := expand(b, 1<<16)
 		if err == nil && len(text) > 1<<16 {
 			t.Errorf("%d bytes", len(text))
 		}
 		expandInto(make([]byte, 4096), b)
+		for _, need := range []int{1, zstdBlock + 1} {
+			if front, ok := expandFront(b, need, frameBytes); ok && len(front) >= frameBytes {
+				t.Errorf("%d bytes of a frame's front", len(front))
+			}
+		}
 	})
 }

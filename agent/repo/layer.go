@@ -85,7 +85,8 @@ func (l *Layer) ReadAt(p []byte, off int64) (int, error) {
 func (l *Layer) read(p []byte, off int64) error {
 	first, end := off/layers.BlockSize, blocksOf(off+int64(len(p)))
 	from, to := l.readahead(off, off+int64(len(p)))
-	need, err := l.begin(first, end)
+	small := from == to && len(p) <= frontMax
+	need, err := l.begin(first, end, small)
 	if err != nil {
 		return err
 	}
@@ -95,20 +96,34 @@ func (l *Layer) read(p []byte, off int64) error {
 	clear(p)
 	for i := range need {
 		w := &need[i]
-		value, err := w.entry.wait(l.ctx)
+		frame, err := l.repo.frame(l.ctx, w.entry, w.front)
 		if err != nil {
 			return err
 		}
 		for _, piece := range w.pieces {
-			copyPiece(p, off, piece, value.([]byte))
+			copyPiece(p, off, piece, frame)
 		}
 	}
 	return nil
 }
 
-// copyPiece copies what a piece has of the bytes from off on.
+// frame waits for a frame and returns its first n bytes, or more.
+func (r *Repo) frame(ctx context.Context, entry *slotEntry, n int) ([]byte, error) {
+	value, err := entry.wait(ctx)
+	if err != nil {
+		return nil, err
+	}
+	blocks, grown, err := value.(*keptFrame).first(n)
+	if grown != 0 {
+		r.cache.grow(entry, grown)
+	}
+	return blocks, err
+}
+
+// copyPiece copies what a piece has of the bytes from off on. The frame may end
+// behind the last of them.
 func copyPiece(p []byte, off int64, piece piece, frame []byte) {
-	data := frame[int(piece.at)*layers.BlockSize : int(piece.at+piece.count)*layers.BlockSize]
+	data := frame[int(piece.at)*layers.BlockSize : min(int(piece.at+piece.count)*layers.BlockSize, len(frame))]
 	start := piece.block*layers.BlockSize - off
 	if start < 0 {
 		data, start = data[min(-start, int64(len(data))):], 0
@@ -122,17 +137,31 @@ func copyPiece(p []byte, off int64, piece piece, frame []byte) {
 type awaited struct {
 	entry  *slotEntry
 	pieces []piece
+	front  int // bytes of it that are needed, from its first one on
 }
 
-// begin starts to fetch the frames of blocks [first, end), and returns them.
-func (l *Layer) begin(first, end int64) ([]awaited, error) {
+// begin starts to fetch the frames of blocks [first, end), and returns them. Of
+// a small read no more is expanded than it needs.
+func (l *Layer) begin(first, end int64, small bool) ([]awaited, error) {
 	var need []awaited
 	for i := l.root.spans.find(first); i < len(l.root.spans.rows) && l.root.spans.rows[i].first < end; i++ {
 		leaf, err := l.leaf(&l.root.spans.rows[i], first, end)
 		if err != nil {
 			return nil, err
 		}
-		need = append(need, l.repo.request(leaf.wantedOf(first, end))...)
+		frames := leaf.wantedOf(first, end)
+		from := len(need)
+		for i := range frames {
+			w := &frames[i]
+			front := w.front(end)
+			if small {
+				w.need = front
+			}
+			need = append(need, awaited{pieces: w.pieces, front: front})
+		}
+		for i, entry := range l.repo.request(frames) {
+			need[from+i].entry = entry
+		}
 	}
 	return need, nil
 }
@@ -155,14 +184,14 @@ func (l *Layer) prefetch(first, end int64) {
 
 // request claims frames in the cache and starts to fetch those that are not
 // there.
-func (r *Repo) request(frames []wanted) []awaited {
-	need := make([]awaited, 0, len(frames))
+func (r *Repo) request(frames []wanted) []*slotEntry {
+	entries := make([]*slotEntry, 0, len(frames))
 	var missing []wanted
 	claimed := make(map[sectionKey]*slotEntry)
 	for _, w := range frames {
 		key := w.name()
 		entry, mine := r.cache.claim(key)
-		need = append(need, awaited{entry, w.pieces})
+		entries = append(entries, entry)
 		if mine {
 			claimed[key] = entry
 			missing = append(missing, w)
@@ -171,7 +200,7 @@ func (r *Repo) request(frames []wanted) []awaited {
 	for _, g := range groups(r.placed(missing)) {
 		go r.fill(g, claimed)
 	}
-	return need
+	return entries
 }
 
 // fetchesMax bounds the requests for frames at a time, and with them the
@@ -191,7 +220,12 @@ func (r *Repo) fill(g group, claimed map[sectionKey]*slotEntry) {
 		return
 	}
 	var buf []byte
-	if g.length <= frameBytes+tagSize { // of random reads most have one frame
+	if len(g.frames) > 1 {
+		for i := range g.frames {
+			g.frames[i].need = 0 // what is kept of one would keep the others' bytes
+		}
+	}
+	if g.frames[0].need == 0 && g.length <= frameBytes+tagSize {
 		one := storedFrames.Get().(*[frameBytes + tagSize]byte)
 		defer storedFrames.Put(one)
 		buf = one[:g.length]
@@ -199,7 +233,8 @@ func (r *Repo) fill(g group, claimed map[sectionKey]*slotEntry) {
 		buf = make([]byte, g.length)
 	}
 	r.fetch(r.life, &g, buf, nil, func(w *wanted, blocks []byte, err error) error {
-		r.cache.fill(entry(w), blocks, memoryOf(blocks), err)
+		kept := &keptFrame{pack: w.pack.id, frame: w.frame, blocks: blocks, text: w.text}
+		r.cache.fill(entry(w), kept, kept.memory(), err)
 		return nil
 	})
 }
