@@ -27,14 +27,19 @@ type deed struct {
 }
 
 // TestKillDuring kills the daemon with SIGKILL at a random moment of a mount, the
-// deletion of a volume, the addition of a target, a clone and a revert. After the
-// next start it happened or not, as a whole, and it did if it was answered;
-// nothing is in a status between two others, no folder, secret or mount is left
-// over, and the same can be asked for again. V6, V7, S5
+// deletion of a volume, the addition of a target, a clone, a revert, and of what
+// is done to a target: a key is added or rotated, a volume adopted, damage
+// repaired, small packs merged, a backup deleted. After the next start it
+// happened or not, as a whole, and it did if it was answered; nothing is in a
+// status between two others, no folder, secret or mount is left over, and the
+// same can be asked for again. V6, V7, S5, B9, B14, B15, B17
 func TestKillDuring(t *testing.T) {
 	testbed.Require(t, "qemu-io", "fusermount3")
 	testbed.RequireRoot(t)
-	for _, name := range []string{"mount", "volume delete", "target add", "volume clone", "volume revert"} {
+	for _, name := range []string{
+		"mount", "volume delete", "target add", "volume clone", "volume revert",
+		"target key add", "target key rotate", "adopt", "target verify repair", "prune", "backup delete",
+	} {
 		t.Run(name, func(t *testing.T) { testKillDuring(t, name) })
 	}
 }
@@ -47,7 +52,10 @@ func testKillDuring(t *testing.T, name string) {
 	fillVolume(t, d, "vol", 1)
 	d.varve("snapshot", "create", "vol", "--name", "one")
 	fillVolume(t, d, "vol", 2)
-	todo := deeds(t, d)[name]
+	todo, is := deeds(t, d)[name]
+	if !is {
+		todo = targetDeeds(t, d)[name]
+	}
 	var took time.Duration
 	happened := 0
 	kills := max(setting(t, "KILLS", 10)/5, 2)
