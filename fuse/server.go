@@ -190,7 +190,9 @@ func (s *Server) detach(ctx context.Context) (idle bool, err error) {
 		return true, nil
 	}
 	// It is in use, or somebody else was quicker.
-	err = detach(ctx, s.dir, true)
+	if err = detach(ctx, s.dir, true); err == nil {
+		s.log.Info("unmounted; files that are open in it can be read until they are closed")
+	}
 	if mounted, again := s.mounted(); again == nil && !mounted {
 		return false, nil
 	}
