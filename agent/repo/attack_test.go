@@ -163,30 +163,43 @@ func fillNoise(t *testing.T, v *volume) {
 	v.mark(0, int64(len(v.bytes)), layers.Data)
 }
 
+// An attack is what somebody put in the place of an object.
+type attack struct {
+	how   string
+	put   []byte // nil: nothing, it is removed
+	prune bool   // what pruning makes of it is looked at, too
+}
+
 // attacks yields what somebody who can write to the store, and has all that
-// ever was in it, can put in the place of one object; nil is to remove it.
-func (x *rich) attacks(t *testing.T, name string) func(func(string, []byte) bool) {
-	now := contents(t, x.store)
+// ever was in it, can put in the place of one object. Flips take turns: each
+// eighth of every kind of object is flipped in one of them at least.
+func (x *rich) attacks(t *testing.T, name string) func(func(attack) bool) {
+	now, kind := contents(t, x.store), objectKindOf(name)
+	same := slices.DeleteFunc(slices.Clone(x.names), func(n string) bool { return objectKindOf(n) != kind })
+	turn, turns := slices.Index(same, name), min(len(same), 4)
 	b := now[name]
-	return func(yield func(string, []byte) bool) {
-		step := max(1, len(b)/7)
-		for at := 0; at < len(b); at += step {
+	return func(yield func(attack) bool) {
+		flips := 0
+		for eighth := turn % turns; eighth < 8; eighth += turns {
+			at := eighth * (len(b) - 1) / 7
 			flipped := bytes.Clone(b)
 			flipped[at] ^= 1 << (at % 8)
-			if !yield(fmt.Sprintf("flipped at %d", at), flipped) {
+			if flips++; !yield(attack{fmt.Sprintf("flipped at %d", at), flipped, flips == 1}) {
 				return
 			}
 		}
-		flipped := bytes.Clone(b)
-		flipped[len(b)-1] ^= 1
-		if !yield("flipped at its end", flipped) || !yield("cut", b[:len(b)/2]) || !yield("cut at its end", b[:len(b)-1]) || !yield("empty", []byte{}) ||
-			!yield("twice", append(bytes.Clone(b), b...)) || !yield("longer", append(bytes.Clone(b), 0)) || !yield("missing", nil) {
-			return
+		for _, a := range []attack{
+			{"cut", b[:len(b)/2], true}, {"missing", nil, true},
+			{"cut at its end", b[:len(b)-1], false}, {"empty", []byte{}, false},
+			{"twice", append(bytes.Clone(b), b...), false}, {"longer", append(bytes.Clone(b), 0), false},
+		} {
+			if !yield(a) {
+				return
+			}
 		}
-		kind := objectKindOf(name)
 		swaps := 0
 		for _, other := range append(slices.Clone(x.names), slices.Sorted(maps.Keys(x.old))...) {
-			if swaps == 4 {
+			if swaps == 3 {
 				return
 			}
 			object, ok := now[other]
@@ -196,7 +209,7 @@ func (x *rich) attacks(t *testing.T, name string) func(func(string, []byte) bool
 			if other == name || objectKindOf(other) != kind || bytes.Equal(object, b) {
 				continue
 			}
-			if swaps++; !yield("swapped for "+other, object) {
+			if swaps++; !yield(attack{"swapped for " + other, object, swaps == 1}) {
 				return
 			}
 		}
@@ -329,26 +342,21 @@ func TestEveryObjectAttacked(t *testing.T) {
 		})
 		root, _ := parseRoot(name)
 		small := !strings.HasPrefix(name, "p/") && !strings.HasPrefix(name, "m/") && (root == rootName{} || x.images[root.backup] != nil)
-		flips := 0
-		for how, put := range x.attacks(t, name) {
+		for a := range x.attacks(t, name) {
 			tried++
-			what := name + " " + how
-			if strings.HasPrefix(how, "flipped") {
-				flips++
-			}
-			prune := flips < 3 || !strings.HasPrefix(how, "flipped")
+			what := name + " " + a.how
 			later("try", func(t *testing.T) {
 				store := x.store.Clone()
-				if put == nil {
+				if a.put == nil {
 					store.Delete(t.Context(), name)
-				} else if err := store.Put(t.Context(), name, put); err != nil {
+				} else if err := store.Put(t.Context(), name, a.put); err != nil {
 					t.Fatal(err)
 				}
 				before := x.read(t, what, store)
-				if put != nil && (needed || small) && !before.names(name) {
+				if a.put != nil && (needed || small) && !before.names(name) {
 					t.Errorf("%s: nothing names it: %v", what, before.errs)
 				}
-				if !prune {
+				if !a.prune {
 					return
 				}
 				x.prune(t, what, store)
