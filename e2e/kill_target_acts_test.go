@@ -90,11 +90,15 @@ func targetDeeds(t *testing.T, d *daemon) map[string]deed {
 				return true, errors.Join(opens(uses), run("target", "sync", "far"))
 			},
 			undo: func() error {
-				// Of a rotation that was cut off, one key is left over.
-				out, err := labels()
+				// Of a rotation that was cut off, one key is left over, the old or
+				// the new one; the next one has the same label.
+				out, errout, err := d.try("target", "key", "list", "far", "-o", "value", "-c", "ID", "-c", "Kind", "-c", "In Use")
+				if err != nil {
+					return fmt.Errorf("target key list: %w\n%s", err, errout)
+				}
 				for line := range strings.Lines(out) {
-					if name, inUse, _ := strings.Cut(strings.TrimSpace(line), " "); strings.HasPrefix(name, "label-") && inUse == "False" {
-						err = errors.Join(err, run("target", "key", "remove", "far", name))
+					if f := strings.Fields(line); f[1] == "passphrase" && f[2] == "False" {
+						err = errors.Join(err, run("target", "key", "remove", "far", f[0]))
 					}
 				}
 				return err
