@@ -10,12 +10,14 @@ import (
 const (
 	workWindow   = 100 * time.Millisecond // work goes on so long before it is judged
 	drainLimit   = time.Second            // and what is under way is waited for so long
-	leastRest    = 20 * time.Millisecond  // enough to see what guests do alone
+	leastRest    = 20 * time.Millisecond  // enough to see whether guests do more alone
+	lookRest     = 100 * time.Millisecond // to see how much they do where it is not known
 	probeEvery   = 500 * time.Millisecond // how often they are looked at where they need no rest
 	mostRest     = 15                     // times the work
 	allowedLoss  = 0.08                   // the share of their requests that guests may lose
 	busyRate     = 200                    // requests a second, from which on guests count fully
 	aloneWeight  = 0.25                   // of a rest in the average
+	trustAfter   = 100 * time.Millisecond // of rest, a guest that is slower than it was is so by itself
 	besideWeight = 0.5                    // of a window: guests are hurt at once
 	forgetAfter  = 5 * time.Second        // what guests did this long ago tells nothing
 	goneAfter    = 200 * time.Millisecond // of a rest without any request
@@ -26,6 +28,11 @@ const (
 // guests get served beside the work with how many while it rests: the rests
 // are as long as keeps their loss within bounds. Where nobody is disturbed there
 // are hardly any, and where nobody is there are none.
+//
+// What work leaves behind, on its way to the disk above all, hurts guests when it
+// has ended. So the first half of a rest tells nothing of what guests do alone,
+// and a rest goes on until what they have lost since the work began is within
+// bounds.
 type courtesy struct {
 	requests func() int64 // that guests have made so far
 
@@ -36,10 +43,19 @@ type courtesy struct {
 
 	mark   time.Time // when the window, or the rest, began
 	count  int64     // requests until then
+	past   effort    // that the rest is for
+	calm   time.Time // the middle of the rest; zero: not yet
+	calmed int64     // requests until then
 	last   time.Time // when a piece of work ended last
 	rested time.Time // when the last rest ended
 
 	alone, beside rate
+}
+
+// An effort is work, and the requests that guests got served beside it.
+type effort struct {
+	took time.Duration
+	made int64
 }
 
 // A rate is a moving average of requests a second.
@@ -131,14 +147,29 @@ func (c *courtesy) judge() {
 // look begins anew after a long time without work: it looks what guests do alone,
 // if there were any since.
 func (c *courtesy) look(now time.Time) {
-	c.alone, c.beside = rate{}, rate{}
+	c.alone, c.beside, c.last = rate{}, rate{}, now
 	idle := c.requests() == c.count
 	c.begin(now)
 	if idle {
 		return
 	}
 	c.gate = make(chan struct{})
-	time.AfterFunc(leastRest, c.wake)
+	c.past = effort{}
+	c.pause(lookRest)
+}
+
+// pause lets a rest begin, or go on, for d.
+func (c *courtesy) pause(d time.Duration) {
+	c.calm = time.Time{}
+	time.AfterFunc(d/2, c.settle)
+	time.AfterFunc(d, c.wake)
+}
+
+// settle begins to count what guests do alone.
+func (c *courtesy) settle() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.calm, c.calmed = time.Now(), c.requests()
 }
 
 func (c *courtesy) begin(now time.Time) { c.mark, c.count = now, c.requests() }
@@ -148,7 +179,7 @@ func (c *courtesy) begin(now time.Time) { c.mark, c.count = now, c.requests() }
 func (c *courtesy) next(now time.Time) time.Duration {
 	before, worked := c.beside, now.Sub(c.mark)
 	c.beside.add(c.requests()-c.count, worked, besideWeight)
-	pause := c.pause(worked, now)
+	pause := c.due(worked, now)
 	if pause == 0 {
 		c.begin(now)
 	} else if c.draining {
@@ -161,28 +192,69 @@ func (c *courtesy) next(now time.Time) time.Duration {
 func (c *courtesy) rest() {
 	now := time.Now()
 	c.draining = false
+	c.past = effort{now.Sub(c.mark), c.requests() - c.count}
 	pause := c.next(now)
 	if pause == 0 {
 		c.open()
 		return
 	}
 	c.begin(now)
-	time.AfterFunc(pause, c.wake)
+	c.pause(pause)
 }
 
-// wake ends a rest.
+// wake ends a rest, or lets it go on.
 func (c *courtesy) wake() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	now := time.Now()
-	made, rested := c.requests()-c.count, now.Sub(c.mark)
-	c.alone.add(made, rested, aloneWeight)
-	if made == 0 && rested >= goneAfter {
-		c.alone.value = 0
+	c.learn(now)
+	if more := c.owed(now); more >= leastRest {
+		c.pause(more)
+		return
 	}
-	c.rested = now
+	c.rested, c.last = now, now
 	c.begin(now)
 	c.open()
+}
+
+// learn takes from the calm part of a rest what guests do alone. Where that is
+// less than before, what the work has left behind may be why, so little of a
+// short rest is believed.
+func (c *courtesy) learn(now time.Time) {
+	if c.calm.IsZero() || !now.After(c.calm) {
+		return // the timers were late
+	}
+	made, calm := c.requests()-c.calmed, now.Sub(c.calm)
+	weight := aloneWeight
+	if float64(made)/calm.Seconds() < c.alone.value {
+		weight *= 2 * min(1, calm.Seconds()/trustAfter.Seconds())
+	}
+	c.alone.add(made, calm, weight)
+	if now.Sub(c.mark) >= goneAfter && c.requests() == c.count {
+		c.alone.value = 0
+	}
+}
+
+// owed is how much longer a rest has to go on until guests have lost no more than
+// they may, since the work before it began.
+func (c *courtesy) owed(now time.Time) time.Duration {
+	rested := now.Sub(c.mark)
+	span := c.past.took + rested
+	return min(stretch(span, c.loss(c.past.made+c.requests()-c.count, span)), mostRest*c.past.took-rested)
+}
+
+// loss is the share of what guests do alone that they did not get done in a time.
+// Who hardly does anything counts for little.
+func (c *courtesy) loss(made int64, in time.Duration) float64 {
+	if c.alone.value == 0 || in == 0 {
+		return 0
+	}
+	return max(0, 1-float64(made)/in.Seconds()/c.alone.value) * min(1, c.alone.value/busyRate)
+}
+
+// stretch is by how much a time has to grow for a loss in it to be what is allowed.
+func stretch(d time.Duration, loss float64) time.Duration {
+	return max(0, time.Duration(float64(d)*(loss/allowedLoss-1)))
 }
 
 func (c *courtesy) open() {
@@ -190,26 +262,19 @@ func (c *courtesy) open() {
 	c.gate = nil
 }
 
-// pause is how long to rest after a window of work.
-func (c *courtesy) pause(worked time.Duration, now time.Time) time.Duration {
+// due is how long to rest after a window of work.
+func (c *courtesy) due(worked time.Duration, now time.Time) time.Duration {
 	if !c.guests() {
 		return 0
 	}
-	loss := 0.0
-	if c.alone.value > 0 {
-		loss = max(0, 1-c.beside.value/c.alone.value) * min(1, c.alone.value/busyRate)
+	pause := min(stretch(worked, c.loss(int64(c.beside.value*worked.Seconds()), worked)), mostRest*worked)
+	switch {
+	case pause >= leastRest:
+		return pause
+	case now.Sub(c.rested) > probeEvery:
+		return leastRest
 	}
-	pause := time.Duration(0)
-	if loss > allowedLoss {
-		pause = min(time.Duration(float64(worked)*(loss/allowedLoss-1)), mostRest*worked)
-	}
-	if pause < leastRest {
-		pause = 0
-		if now.Sub(c.rested) > probeEvery {
-			pause = leastRest
-		}
-	}
-	return pause
+	return 0
 }
 
 // guests reports whether anybody uses a volume.
