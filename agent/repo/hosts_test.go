@@ -14,7 +14,8 @@ import (
 	"varve/layers"
 )
 
-// The simulation of C5: hosts that back up, resume, delete, prune and verify,
+// The simulation of C5: hosts that back up, resume, delete, prune, repack, take
+// volumes over from each other and verify,
 // that stand still and crash at any request, and whose clocks lie by hours,
 // over a store whose listings lag by up to an hour, for each name by another
 // time. Whatever happens, a backup that has a root and no tombstone reads as
@@ -113,10 +114,11 @@ func TestHosts(t *testing.T) {
 		sum.deleted += w.deleted
 		sum.prunes += w.prunes
 		sum.repacked += w.repacked
+		sum.takeovers += w.takeovers
 		sum.crashes += w.crashes
 		sum.refused += w.refused
 		sum.requests += w.requests
 	}
-	t.Logf("seeds %d to %d: %d requests, %d backups, %d resumed, %d without the parent they wanted, %d deletions, %d prunes, %d of which copied packs, %d crashes",
-		first, first+seeds-1, sum.requests, sum.backups, sum.resumed, sum.refused, sum.deleted, sum.prunes, sum.repacked, sum.crashes)
+	t.Logf("seeds %d to %d: %d requests, %d backups, %d resumed, %d without the parent they wanted, %d deletions, %d prunes, %d of which copied packs, %d takeovers, %d crashes",
+		first, first+seeds-1, sum.requests, sum.backups, sum.resumed, sum.refused, sum.deleted, sum.prunes, sum.repacked, sum.takeovers, sum.crashes)
 }

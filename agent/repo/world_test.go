@@ -47,7 +47,7 @@ type world struct {
 	requests int
 	end      time.Time
 
-	backups, resumed, deleted, prunes, repacked, crashes, refused int
+	backups, resumed, deleted, prunes, repacked, crashes, refused, takeovers int
 }
 
 // span2 is when an object was there; until is zero if it is.
@@ -68,7 +68,8 @@ func (w *world) open(s object.Store) (*Repo, error) {
 // live lets a machine live through the days of the world.
 func (w *world) live(seed uint64) {
 	rnd := rand.New(rand.NewPCG(seed, 3))
-	var cut *Job // a backup that a crash cut off
+	var cut *Job                        // a backup that a crash cut off
+	claims := make(map[layers.ID]Claim) // of this machine, by volume
 	for life := uint64(0); time.Now().Before(w.end); life++ {
 		h := w.newHost(seed<<8 + life)
 		var store object.Store = h
@@ -80,8 +81,11 @@ func (w *world) live(seed uint64) {
 			lie := time.Duration(rnd.Int64N(int64(30*time.Hour))) - 15*time.Hour
 			r.now = func() time.Time { return time.Now().Add(lie) }
 			pruner, err := w.open(&flawed{host: h})
+			if err == nil {
+				pruner.now = r.now
+			}
 			for err == nil && !h.isDead() && time.Now().Before(w.end) {
-				cut = w.act(h, r, pruner, cut)
+				cut = w.act(h, r, pruner, cut, claims)
 				time.Sleep(h.hours(w.weather.idle))
 			}
 			r.Close()
@@ -101,18 +105,18 @@ func (w *world) count(n *int) {
 }
 
 // act does one thing. It returns the backup that was cut off, if there is one.
-func (w *world) act(h *host, r, pruner *Repo, cut *Job) *Job {
+func (w *world) act(h *host, r, pruner *Repo, cut *Job, claims map[layers.ID]Claim) *Job {
 	ctx := context.Background()
 	if cut != nil && h.chance(w.weather.resume) {
 		w.count(&w.resumed)
 		return w.backup(h, r, *cut)
 	}
-	switch what := h.below(20); {
+	switch what := h.below(22); {
 	case what < 9:
 		if cut != nil && !h.chance(w.weather.resume) {
 			cut = nil
 		}
-		if next := w.backup(h, r, w.job(h)); next != nil {
+		if next := w.backup(h, r, w.job(h, claims)); next != nil {
 			cut = next
 		}
 	case what < 12:
@@ -132,6 +136,8 @@ func (w *world) act(h *host, r, pruner *Repo, cut *Job) *Job {
 		if report.Rewritten.Objects > 0 {
 			w.count(&w.repacked)
 		}
+	case what < 20:
+		w.takeOver(h, r, claims)
 	default:
 		id := w.some(h)
 		if _, err := r.Verify(ctx, id, VerifyOptions{Level: Deep}); errors.Is(err, ErrCorrupt) && !w.isDeleted(id) {
@@ -139,6 +145,23 @@ func (w *world) act(h *host, r, pruner *Repo, cut *Job) *Job {
 		}
 	}
 	return cut
+}
+
+// takeOver makes this machine the writer of some volume from now on. The others
+// may go on with theirs, which are forks then.
+func (w *world) takeOver(h *host, r *Repo, claims map[layers.ID]Claim) {
+	id := w.some(h)
+	if id.IsZero() {
+		return
+	}
+	c, err := r.TakeOver(context.Background(), layers.NewID(), id, "")
+	switch {
+	case err == nil:
+		claims[c.Volume] = c
+		w.count(&w.takeovers)
+	case !errors.Is(err, errDead) && !errors.Is(err, fs.ErrNotExist):
+		w.fail(fmt.Errorf("take over: %w", err))
+	}
 }
 
 // some returns a backup of any host that may be there.
@@ -167,12 +190,12 @@ func (w *world) isDeleted(id layers.ID) bool {
 
 // job describes a backup of some volume: a full one, or an increment on a
 // backup that this host may not know, or that may be deleted.
-func (w *world) job(h *host) Job {
+func (w *world) job(h *host, claims map[layers.ID]Claim) Job {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	v := newVolume(16 * layers.BlockSize)
 	v.id = w.volumes[h.below(int64(len(w.volumes)))]
-	j := Job{ID: layers.NewID(), Volume: v.id}
+	j := Job{ID: layers.NewID(), Volume: v.id, Claim: claims[v.id]}
 	if made := w.made[v.id]; len(made) > 0 && !h.chance(8) {
 		j.Parent = made[len(made)-1-int(min(h.below(3), int64(len(made)-1)))]
 		copy(v.bytes, w.images[j.Parent])
