@@ -20,8 +20,8 @@ import (
 
 // A rich is a repository with objects of every kind that there is: two volumes,
 // one with two keys; two key slots; a backup that is deleted, one that is
-// protected, one that was repaired; what a pruning condemned, and what a host
-// left that is at work.
+// protected, one that was repaired; a lineage that was taken over; what a pruning
+// condemned, and what a host left that is at work.
 type rich struct {
 	store   *object.Mem
 	age     time.Duration // since the first object
@@ -33,7 +33,7 @@ type rich struct {
 
 // everyKind are the kinds of objects of a rich repository, by the prefix of
 // their names, or by their letter below v/.
-var everyKind = []string{"repo", "k/", "s/", "g/", "p/", "m/", "k", "b", "d", "h", "r"}
+var everyKind = []string{"repo", "k/", "s/", "g/", "p/", "m/", "k", "b", "d", "h", "r", "c"}
 
 // objectKindOf is one of everyKind.
 func objectKindOf(name string) string {
@@ -62,6 +62,7 @@ func newRich(t *testing.T) *rich {
 	ids, images := lineage(t, r, a, 4)
 	other, more := lineage(t, r, b, 3)
 	maps.Copy(images, more)
+	must(r.TakeOver(t.Context(), layers.NewID(), other[2], "another host"))(t)
 	x.breakAndRepair(t, r, ids[0], images[ids[0]])
 	if _, err := r.RotateVolumeKey(t.Context(), a.id); err != nil {
 		t.Fatal(err)
