@@ -1,31 +1,50 @@
 package testbed
 
 import (
-	"bytes"
-	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"strings"
+	"sync"
 	"testing"
 	"time"
-
-	toxiproxy "github.com/Shopify/toxiproxy/v2"
-	"github.com/rs/zerolog"
 )
 
 // A Proxy stands between a client and a server and breaks what passes. A fault
-// holds for all connections until Heal. Each change of faults ends the
-// connections that are open, as a server that is started anew.
+// holds for all connections, open and new, until Heal; it counts for each from
+// when it began.
 //
-// It is a new Toxiproxy for each set of faults, since a change in one that has
-// connections may wait for ever: for one that has just ended, which waits for
-// the change to end.
+// It is not Toxiproxy (2.5.0): that waits for ever when a fault ends while a
+// connection does, which wants the lock that the end of the fault holds.
 type Proxy struct {
 	Address string // host:port
 
-	t      testing.TB
-	server string           // host:port
-	faults []map[string]any // as Toxiproxy's API has them
-	proxy  *toxiproxy.Proxy // nil: down
+	t        testing.TB
+	server   string // host:port
+	mu       sync.Mutex
+	listener net.Listener // nil: down
+	streams  map[*stream]bool
+	fault    fault
+}
+
+// A fault is what happens to the data of connections. The zero value is none.
+type fault struct {
+	delay      time.Duration // in each direction
+	upload     int64         // bytes from the client that pass; 0: all
+	download   int64         // bytes from the server that pass; 0: all
+	reset      bool          // when the server sends something
+	hang       bool          // what the server sends is lost
+	generation int           // counts the faults that there were
+}
+
+// A stream is one direction of a connection.
+type stream struct {
+	from, to   *net.TCPConn
+	other      *stream // the other direction
+	download   bool    // from the server
+	generation int     // of the fault that passed is since
+	passed     int64   // bytes
+	lost       bool    // something did not arrive
 }
 
 // NewProxy starts a proxy to the server at an URL (http://host:port).
@@ -35,89 +54,193 @@ func NewProxy(t testing.TB, server string) *Proxy {
 	if err != nil {
 		t.Fatalf("testbed: %v", err)
 	}
-	p := &Proxy{Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), t: t, server: strings.TrimPrefix(server, "http://")}
+	p := &Proxy{
+		Address: fmt.Sprintf("127.0.0.1:%d", ports[0]), t: t, server: strings.TrimPrefix(server, "http://"), streams: map[*stream]bool{},
+	}
 	p.Up()
 	t.Cleanup(p.Down)
 	return p
 }
 
-// Down cuts all connections and refuses new ones, as a server that has ended.
-func (p *Proxy) Down() {
-	if p.proxy != nil {
-		p.proxy.Stop()
-	}
-	p.proxy = nil
-}
-
 // Up ends Down.
 func (p *Proxy) Up() {
 	p.t.Helper()
-	silent := toxiproxy.NewServer(toxiproxy.NewMetricsContainer(nil), zerolog.Nop())
-	proxy := toxiproxy.NewProxy(silent, p.t.Name(), p.Address, p.server)
-	for _, fault := range p.faults {
-		text, err := json.Marshal(fault)
-		if err != nil {
-			p.t.Fatalf("testbed: proxy: %v", err)
-		}
-		if _, err := proxy.Toxics.AddToxicJson(bytes.NewReader(text)); err != nil {
-			p.t.Fatalf("testbed: proxy: %v: %v", fault, err)
-		}
-	}
-	if err := proxy.Start(); err != nil {
+	l, err := net.Listen("tcp", p.Address)
+	if err != nil {
 		p.t.Fatalf("testbed: proxy: %v", err)
 	}
-	p.proxy = proxy
+	p.mu.Lock()
+	p.listener = l
+	p.mu.Unlock()
+	go func() {
+		for {
+			client, err := l.Accept()
+			if err != nil {
+				return // it was closed
+			}
+			go p.connect(l, client.(*net.TCPConn))
+		}
+	}()
+}
+
+// Down cuts all connections and refuses new ones, as a server that has ended.
+func (p *Proxy) Down() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listener != nil {
+		p.listener.Close()
+	}
+	p.listener = nil
+	for s := range p.streams {
+		s.close()
+	}
 }
 
 // Delay lets everything arrive later by d, in each direction.
-func (p *Proxy) Delay(d time.Duration) {
-	p.t.Helper()
-	late := map[string]int64{"latency": d.Milliseconds()}
-	p.set(append(p.faults, fault("latency", "upstream", late), fault("latency", "downstream", late))...)
-}
+func (p *Proxy) Delay(d time.Duration) { p.set(func(f *fault) { f.delay = d }) }
 
 // CutUpload ends each connection when the client has sent n bytes.
-func (p *Proxy) CutUpload(n int64) {
-	p.t.Helper()
-	p.set(append(p.faults, fault("limit_data", "upstream", map[string]int64{"bytes": n}))...)
-}
+func (p *Proxy) CutUpload(n int64) { p.set(func(f *fault) { f.upload = n }) }
 
 // CutDownload ends each connection when the server has sent n bytes.
-func (p *Proxy) CutDownload(n int64) {
-	p.t.Helper()
-	p.set(append(p.faults, fault("limit_data", "downstream", map[string]int64{"bytes": n}))...)
-}
+func (p *Proxy) CutDownload(n int64) { p.set(func(f *fault) { f.download = n }) }
 
 // Reset resets each connection when the server sends something.
-func (p *Proxy) Reset() {
-	p.t.Helper()
-	p.set(append(p.faults, fault("reset_peer", "downstream", map[string]int64{"timeout": 0}))...)
-}
+func (p *Proxy) Reset() { p.set(func(f *fault) { f.reset = true }) }
 
 // Hang lets nothing arrive, and says nothing.
-func (p *Proxy) Hang() {
-	p.t.Helper()
-	p.set(append(p.faults, fault("timeout", "downstream", map[string]int64{"timeout": 0}))...)
-}
+func (p *Proxy) Hang() { p.set(func(f *fault) { f.hang = true }) }
 
-// Heal ends all faults but Down.
+// Heal ends all faults but Down, and the connections that Hang took something
+// from.
 func (p *Proxy) Heal() {
-	p.t.Helper()
-	p.set()
+	p.set(func(f *fault) { *f = fault{generation: f.generation} })
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for s := range p.streams {
+		if s.lost {
+			s.close()
+			delete(p.streams, s)
+		}
+	}
 }
 
-func (p *Proxy) set(faults ...map[string]any) {
-	p.t.Helper()
-	if len(faults) == 0 && len(p.faults) == 0 {
+func (p *Proxy) set(change func(*fault)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	change(&p.fault)
+	p.fault.generation++
+}
+
+// connect joins a client, which l accepted, to the server.
+func (p *Proxy) connect(l net.Listener, client *net.TCPConn) {
+	conn, err := net.Dial("tcp", p.server)
+	if err != nil {
+		client.Close()
 		return
 	}
-	p.faults = faults
-	if p.proxy != nil {
-		p.Down()
-		p.Up()
+	server := conn.(*net.TCPConn)
+	up, down := &stream{from: client, to: server}, &stream{from: server, to: client, download: true}
+	up.other, down.other = down, up
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.listener != l { // it went down meanwhile
+		up.close()
+		return
+	}
+	for _, s := range []*stream{up, down} {
+		p.streams[s] = true
+		go p.pass(s)
 	}
 }
 
-func fault(kind, stream string, attributes map[string]int64) map[string]any {
-	return map[string]any{"type": kind, "stream": stream, "attributes": attributes}
+// A piece is what one read of a stream gave; nil data is its end.
+type piece struct {
+	data []byte
+	at   time.Time
+}
+
+// pass passes on what a stream brings, until it ends or a fault ends it.
+func (p *Proxy) pass(s *stream) {
+	pieces := make(chan piece, 256) // so many may be under way at a time
+	go func() {
+		defer close(pieces)
+		for {
+			b := make([]byte, 32<<10)
+			n, err := s.from.Read(b)
+			if n > 0 {
+				pieces <- piece{b[:n], time.Now()}
+			}
+			if err != nil {
+				if err == io.EOF {
+					pieces <- piece{nil, time.Now()}
+				}
+				return
+			}
+		}
+	}()
+	open, whole := true, false
+	for piece := range pieces {
+		open = open && p.passOn(s, piece)
+		whole = piece.data == nil
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case s.lost: // it is silent until Heal
+		return
+	case !whole, !p.streams[s.other]:
+		s.close()
+	}
+	delete(p.streams, s)
+}
+
+// passOn passes on one piece, as the fault of the moment lets it. It returns
+// false if that ended the connection.
+func (p *Proxy) passOn(s *stream, piece piece) bool {
+	p.mu.Lock()
+	f := p.fault
+	if s.generation != f.generation {
+		s.generation, s.passed = f.generation, 0
+	}
+	if f.hang && s.download {
+		s.lost = true
+	}
+	lost := s.lost
+	p.mu.Unlock()
+	if lost {
+		return true
+	}
+	time.Sleep(time.Until(piece.at.Add(f.delay)))
+	if piece.data == nil {
+		s.to.CloseWrite()
+		return true
+	}
+	if f.reset && s.download {
+		s.from.SetLinger(0)
+		s.to.SetLinger(0)
+		s.close()
+		return false
+	}
+	limit := f.upload
+	if s.download {
+		limit = f.download
+	}
+	data := piece.data
+	if limit > 0 {
+		data = data[:min(int64(len(data)), limit-s.passed)]
+	}
+	n, err := s.to.Write(data)
+	s.passed += int64(n)
+	if err != nil || limit > 0 && s.passed == limit {
+		s.close()
+		return false
+	}
+	return true
+}
+
+// close ends both directions.
+func (s *stream) close() {
+	s.from.Close()
+	s.to.Close()
 }
