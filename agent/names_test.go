@@ -6,26 +6,23 @@ import (
 	"io"
 	"net"
 	"sync/atomic"
-	"testing"
 
 	"golang.org/x/net/dns/dnsmessage"
 )
 
 // names answers the questions of this process for names of hosts: farName is
-// here, or nobody knows it.
+// here, or nobody knows it. Nobody knows any other.
 type names struct{ lost atomic.Bool }
 
-// findNames takes the place of the machine's resolver until the test ends.
-func findNames(t *testing.T) *names {
-	n := new(names)
-	usual := net.DefaultResolver
+var resolver names
+
+// Before any test runs: what dials reads it.
+func init() {
 	net.DefaultResolver = &net.Resolver{PreferGo: true, Dial: func(context.Context, string, string) (net.Conn, error) {
 		ours, theirs := net.Pipe()
-		go n.serve(theirs)
+		go resolver.serve(theirs)
 		return ours, nil
 	}}
-	t.Cleanup(func() { net.DefaultResolver = usual })
-	return n
 }
 
 // serve answers over a connection as over TCP: RFC 1035, section 4.2.2.

@@ -27,14 +27,13 @@ type farHost struct {
 	env     map[string]string
 	traffic *traffic
 	silence *silence
-	names   *names
 	dir     string
 	a       *Agent
 }
 
 func newFarHost(t *testing.T) *farHost {
 	server := testbed.S3(t)
-	h := &farHost{world: newWorld(t), cuts: testbed.NewProxy(t, server.URL), env: server.Env(), dir: t.TempDir(), traffic: &traffic{}, silence: newSilence(), names: findNames(t)}
+	h := &farHost{world: newWorld(t), cuts: testbed.NewProxy(t, server.URL), env: server.Env(), dir: t.TempDir(), traffic: &traffic{}, silence: newSilence()}
 	_, port, err := net.SplitHostPort(h.cuts.Address)
 	if err != nil {
 		t.Fatal(err)
@@ -42,7 +41,10 @@ func newFarHost(t *testing.T) *farHost {
 	h.url = fmt.Sprintf("s3://outage?endpoint=http://%s:%s", farName, port)
 	h.start(t)
 	must(h.a.AddTarget(t.Context(), NewTarget{Name: "t1", URL: h.url, Env: h.env, Passphrase: testPassphrase}))(t)
-	t.Cleanup(func() { h.a.Close() })
+	t.Cleanup(func() {
+		h.a.Close()
+		resolver.lost.Store(false)
+	})
 	return h
 }
 
@@ -77,7 +79,7 @@ type outage struct {
 var outages = []outage{
 	{"refused", func(h *farHost) { h.cuts.Down() }, func(h *farHost) { h.cuts.Up() }},
 	{"silent", func(h *farHost) { h.cuts.Hang(); h.silence.begin() }, func(h *farHost) { h.silence.end(); h.cuts.Heal() }},
-	{"unknown", func(h *farHost) { h.names.lost.Store(true); h.cuts.Down(); h.cuts.Up() }, func(h *farHost) { h.names.lost.Store(false) }},
+	{"unknown", func(h *farHost) { resolver.lost.Store(true); h.cuts.Down(); h.cuts.Up() }, func(h *farHost) { resolver.lost.Store(false) }},
 }
 
 // counted returns how many bytes the answered calls of a kind moved in act, and
