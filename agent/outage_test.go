@@ -190,7 +190,9 @@ func TestOutages(t *testing.T) {
 			v = made
 			return must(op, err)(t)
 		})
-		if got < clean || got > clean*13/10 {
+		// Begun anew it would be 7/4. What is opened and written when the target
+		// goes is read again.
+		if got < clean || got > clean*13/8 {
 			t.Errorf("%d bytes were read, and %d without outages", got, clean)
 		}
 		same(t, "restored", content(t, h.a, v.ID.String()), want)
@@ -201,7 +203,8 @@ func TestOutages(t *testing.T) {
 		}
 		clean, _ := h.counted(isRead, func() { succeed(t, h.a, verify()) })
 		got := h.through(t, 2, isRead, verify)
-		if got < clean || got > clean*13/10 {
+		// Of two packs that were read, one may not be checked yet.
+		if got < clean || got > clean*14/10 {
 			t.Errorf("%d bytes were read, and %d without outages", got, clean)
 		}
 	})
