@@ -55,11 +55,11 @@ func TestRates(t *testing.T) {
 		// each is not waited for.
 		{"4 MiB up at 4 MiB/s", object.Rates{Upload: 4096 * kib, Download: 16 * kib}, 750 * time.Millisecond, 8, put},
 		{"4 MiB down at 4 MiB/s", object.Rates{Download: 4096 * kib, Upload: 16 * kib}, 750 * time.Millisecond, 8, get},
-		{"30 requests at 40 a second", object.Rates{Requests: 40}, 600 * time.Millisecond, 30, func(ctx context.Context, _ string) error {
+		{"30 requests at 40 a second", object.Rates{Requests: 40}, 500 * time.Millisecond, 30, func(ctx context.Context, _ string) error {
 			_, err := s.Get(ctx, "p/0", make([]byte, 1), 0)
 			return err
 		}},
-		{"8 deletions of three objects at 10 requests a second", object.Rates{Requests: 10}, 600 * time.Millisecond, 8, remove},
+		{"8 deletions of three objects at 10 requests a second", object.Rates{Requests: 10}, 500 * time.Millisecond, 8, remove},
 	} {
 		gate.SetRates(c.rates)
 		if took := calls(c.n, c.call); took < c.least {
