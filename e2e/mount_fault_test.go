@@ -144,7 +144,8 @@ func TestMountOfStalledTarget(t *testing.T) {
 	want := randomImage(t, path, 8*MiB)
 	d.varve("volume", "create", "vol", "--size", "8M")
 	client(t, "nbdcopy", path, d.uri("vol"))
-	target := "s3://varve-e2e/stalled?endpoint=" + proxy.URL
+	// The server is shared: a place of its own for each run.
+	target := "s3://varve-e2e/" + filepath.Base(d.state) + "?endpoint=" + proxy.URL
 	d.varve("target", "add", "offsite", target)
 	d.varve("backup", "create", "vol", "--name", "back")
 	const image = "vol/back/disk.raw"
