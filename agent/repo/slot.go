@@ -135,10 +135,7 @@ func (s *slot) key(secret slotSecret) []byte {
 	case SlotPassphrase:
 		stretching.Lock()
 		defer stretching.Unlock()
-		var derived []byte
-		inHugePages(int(s.cost.memory)<<10, func() {
-			derived = argon2.IDKey([]byte(secret.text), s.salt[:], s.cost.passes, s.cost.memory, s.cost.threads, 32)
-		})
+		derived := argon2.IDKey([]byte(secret.text), s.salt[:], s.cost.passes, s.cost.memory, s.cost.threads, 32)
 		if s.cost.memory >= defaultCost.memory {
 			// Its memory would stay with the process, and count double when the
 			// collector next sets a goal. Who waits for the key does not wait for this.

@@ -4,8 +4,6 @@ import (
 	"context"
 	"errors"
 	"io/fs"
-	"os"
-	"slices"
 	"strings"
 	"testing"
 
@@ -364,39 +362,5 @@ func TestOpenRepositoryHasNoKeys(t *testing.T) {
 		if !errors.Is(err, ErrNotEncrypted) {
 			t.Errorf("keys of a repository without encryption: %v", err)
 		}
-	}
-}
-
-// What a passphrase takes goes back: no part of the heap stays in huge pages.
-func TestStretchingLeavesTheHeapAsItWas(t *testing.T) {
-	advised := func() (n int) {
-		maps, err := os.ReadFile("/proc/self/smaps")
-		if err != nil {
-			t.Fatal(err)
-		}
-		for line := range strings.Lines(string(maps)) {
-			if strings.HasPrefix(line, "VmFlags:") && slices.Contains(strings.Fields(line), "hg") {
-				n++
-			}
-		}
-		return n
-	}
-	before, ran := advised(), false
-	inHugePages(64<<20, func() {
-		ran = true
-		if n := advised(); hugeOnRequest() && n == before {
-			t.Error("nothing is to lie in huge pages")
-		}
-	})
-	if n := advised(); n != before || !ran {
-		t.Errorf("%d mappings are to lie in huge pages, %d were; it ran: %v", n, before, ran)
-	}
-}
-
-// What a guess at a passphrase takes.
-func BenchmarkPassphrase(b *testing.B) {
-	s := slot{kind: SlotPassphrase, cost: defaultCost}
-	for b.Loop() {
-		s.key(slotSecret{SlotPassphrase, secret})
 	}
 }
