@@ -57,7 +57,7 @@ func TestRepairMakesNothingUp(t *testing.T) {
 	store.replace(t, name, flipped(whole, 500_000))
 	write(t, a, "v", 2, 400_000, 200_000)
 	op := finish(t, a, must(a.VerifyTarget(t.Context(), "t1", VerifyRequest{Mode: "deep", Repair: true}))(t))
-	if op.State != catalog.Failed || op.Damage != 1 || op.Findings[0].Repaired || !strings.Contains(op.Error, "nothing has what was there any more") {
+	if op.State != catalog.Failed || op.Damage != 1 || op.Findings[0].Repaired || !strings.Contains(op.Error, "nothing proves what was there any more") {
 		t.Errorf("repair of what nobody has: %+v", op)
 	}
 	next, created, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Name: "next", Incremental: true})
