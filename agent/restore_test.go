@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -86,6 +87,31 @@ func TestRestoreOverwritesAVolume(t *testing.T) {
 	same(t, "overwritten", content(t, a, "old"), append(pattern(1, 64<<10), make([]byte, 4*mib-64<<10)...))
 	same(t, "its snapshot", content(t, a, "old@s"), pattern(2, 4*mib))
 	restore(t, a, "b", RestoreRequest{Volume: "v", Force: true})
+}
+
+// B14: what lies behind the backup in a larger volume reads zero, whatever was
+// there, and takes no space: no zeros are written.
+func TestRestoreIntoALargerVolumeWritesNoZeros(t *testing.T) {
+	_, a := startWithTarget(t)
+	createVolume(t, a, "v", mib)
+	write(t, a, "v", 1, 0, mib)
+	backUp(t, a, NewBackup{Volume: "v", Name: "b"})
+	const large = 64 << 30
+	createVolume(t, a, "large", large)
+	write(t, a, "large", 2, large-4*mib, 4*mib)
+	v := restore(t, a, "b", RestoreRequest{Volume: "large", Force: true})
+	if v.Allocated < mib || v.Allocated > 3*mib {
+		t.Errorf("%d bytes are allocated, want little more than the backup's %d", v.Allocated, mib)
+	}
+	e := must(a.OpenExport(t.Context(), "large"))(t)
+	defer e.Close()
+	for off, want := range map[int64][]byte{0: pattern(1, mib), mib: make([]byte, mib), large - 4*mib: make([]byte, 4*mib)} {
+		got := make([]byte, len(want))
+		if _, err := e.Layer.ReadAt(got, off); err != nil {
+			t.Fatal(err)
+		}
+		same(t, "at "+strconv.FormatInt(off, 10), got, want)
+	}
 }
 
 // B15: damage in the target is an error that names what is damaged, and the

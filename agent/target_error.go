@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -37,6 +38,8 @@ func targetError(t catalog.Target, doing string, err error) error {
 		return fail(Denied, "%s: %w: check the credentials", what, err)
 	case ReasonOf(err) == Denied:
 		return fail(Denied, "%s: %w: check the credentials; new ones are taken with: varve target set %s --login", what, err, t.Name)
+	case errors.Is(err, fs.ErrNotExist) && !t.Synced.IsZero():
+		return fail(NotFound, "%s: %w: if another host deleted it, varve target sync %s takes it off the list", what, err, t.Name)
 	case errors.Is(err, object.ErrNoContainer):
 		return fail(NotFound, "%s: %w", what, err)
 	case errors.Is(err, object.ErrOccupied), errors.Is(err, repo.ErrExists):
