@@ -33,7 +33,7 @@ type NewTarget struct {
 	Passphrase   string // or a recovery key
 	KeyFile      []byte // its content
 	NoEncryption bool
-	Compression  string            // of backups that ask for none: fastest, or default; empty: fastest. It counts if the repository is made
+	Compression  string            // of backups that ask for none: fastest, or default; empty: fastest. A repository that is there keeps its own
 	Env          map[string]string // the target's credentials, by the names of the usual environment
 	Settings     TargetSettings
 }
@@ -138,7 +138,8 @@ func (a *Agent) targetIsNew(tx *catalog.Tx, record catalog.Target) error {
 }
 
 // openOrInit opens the repository in the store or, if there is none, makes it
-// and returns its recovery key.
+// and returns its recovery key. One that is there must have been made for the
+// compression that is asked for.
 func openOrInit(ctx context.Context, store object.Store, n NewTarget) (r *repo.Repo, recovery string, err error) {
 	compression, err := repo.ParseCompression(n.Compression)
 	if err != nil {
@@ -153,7 +154,12 @@ func openOrInit(ctx context.Context, store object.Store, n NewTarget) (r *repo.R
 	if !made {
 		recovery = ""
 	}
-	return r, recovery, err
+	if err != nil || made || compression == 0 || compression == r.Compression() {
+		return r, recovery, err
+	}
+	r.Close() // Nothing was written.
+	return nil, "", fail(Conflict, "there is a repository already, made for compression %v, and that does not change: leave out --compression here, and give it to varve backup create",
+		r.Compression())
 }
 
 // rememberTarget keeps the secrets, then the record, then the list of backups.

@@ -305,6 +305,9 @@ func (r *Repo) Describe() Description {
 	return d
 }
 
+// Compression is that of backups that ask for none.
+func (r *Repo) Compression() Compression { return r.head.level }
+
 // Encrypted reports whether the repository's content is encrypted.
 func (r *Repo) Encrypted() bool { return r.head.suite != suiteOpen }
 

@@ -16,7 +16,7 @@ func (p *program) targetCommand() *cli.Command {
 	return noun("target", "places where backups go",
 		p.verb("add", "NAME URL", "open the repository at a URL, or make one there, and remember it",
 			outputFlags(targetFlags(
-				compressionFlag("of a new repository, for backups that ask for none; fastest if left out"),
+				compressionFlag("of a new repository, for backups that ask for none; fastest if left out; a repository that is there keeps its own"),
 				&cli.BoolFlag{Name: "no-encryption", Usage: "store backups so that whoever reads the target can read them"},
 				recoveryFileFlag())...),
 			(*call).targetAdd),
