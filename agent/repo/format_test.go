@@ -242,6 +242,10 @@ func exampleSections(rnd *rand.Rand) []section {
 			s.runs = append(s.runs, r)
 			left, block = left-r.count, r.block+r.count+1
 		}
+		for range i % 3 {
+			at := rnd.Int64N(int64(s.blocks))
+			s.repeats = append(s.repeats, repeat{run{rnd.Int64N(1 << 20), 1 + rnd.Int64N(int64(s.blocks)-at)}, at})
+		}
 		sections = append(sections, s)
 	}
 	return append(sections,

@@ -23,19 +23,24 @@ type task struct {
 	plain  []byte // the blocks that are not zero
 	packed []byte // plain, compressed
 
-	err    error
-	blocks []int64 // of the volume, those in plain
-	blank  []int64 // of the volume, those read that are zero
-	id     frameID
-	zstd   bool
-	done   chan struct{}
+	err     error
+	blocks  []int64  // of the volume, those in plain
+	sums    []uint32 // of blocks, as they were read
+	matches []match  // that are not in plain, once that is packed
+	blank   []int64  // of the volume, those read that are zero
+	id      frameID
+	zstd    bool
+
+	before  <-chan struct{} // the task before this one has matched its blocks
+	matched chan struct{}   // so has this one
+	done    chan struct{}
 }
 
 func newTask() *task {
 	return &task{
 		plain: make([]byte, 0, frameBytes), packed: make([]byte, 0, frameBytes+4096),
-		blocks: make([]int64, 0, frameBlocks), blank: make([]int64, 0, frameBlocks),
-		done: make(chan struct{}, 1),
+		blocks: make([]int64, 0, frameBlocks), sums: make([]uint32, 0, frameBlocks), blank: make([]int64, 0, frameBlocks),
+		matched: make(chan struct{}, 1), done: make(chan struct{}, 1),
 	}
 }
 
@@ -72,10 +77,21 @@ func orUnexpected(err error) error {
 	return err
 }
 
-// process reads, hashes and compresses.
-func (t *task) process(source io.ReaderAt, size int64, ids *blake3.Hasher, c Compression, trier *trier) {
+// load reads, and sums up the blocks.
+func (t *task) load(source io.ReaderAt, size int64) {
+	t.matches, t.sums = t.matches[:0], t.sums[:0]
+	if t.err = t.read(source, size); t.err != nil {
+		return
+	}
+	for i := range t.blocks {
+		t.sums = append(t.sums, sumOfBlock(t.plain[i*layers.BlockSize:(i+1)*layers.BlockSize]))
+	}
+}
+
+// pack hashes and compresses what was read, but for matches.
+func (t *task) pack(ids *blake3.Hasher, c Compression, trier *trier) {
 	t.zstd = false
-	if t.err = t.read(source, size); t.err != nil || len(t.blocks) == 0 {
+	if t.err != nil || len(t.blocks) == 0 {
 		return
 	}
 	t.id = sectionID(ids, t.plain)

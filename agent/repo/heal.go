@@ -27,29 +27,6 @@ type Source struct {
 // healMax bounds the frames that are written anew by one Audit.
 const healMax = 1 << 17
 
-// A neededFrame is a frame of a damaged pack that backups need.
-type neededFrame struct {
-	pack       packRef
-	frame      frameRef
-	name       sectionKey         // what maps call it
-	blocks     [frameBlocks]int64 // of the volume, by place in the frame; -1: nobody needs it
-	volume     layers.ID          // that needs it
-	boundaries []layers.ID        // of backups that need it
-	broken     bool
-	moved      bool // a relocation says that it is elsewhere too
-}
-
-func (n *neededFrame) key() sectionKey { return sectionKey{n.pack.id, n.frame.number} }
-
-// add takes down which blocks of the frame a map names.
-func (n *neededFrame) add(pieces []piece) {
-	for _, p := range pieces {
-		for i := range p.count {
-			n.blocks[p.at+i] = p.block + int64(i)
-		}
-	}
-}
-
 // A healer writes what damaged packs had into new ones. The new pack is durable
 // before the relocation that names it.
 type healer struct {
@@ -299,21 +276,35 @@ func (h *healer) exact(ctx context.Context, n *neededFrame) ([]byte, error) {
 		if n.blocks[i] < 0 {
 			continue
 		}
-		p, known := blocks[i*layers.BlockSize:(i+1)*layers.BlockSize], false
-		for _, boundary := range n.boundaries {
-			var err error
-			if known, err = h.source.Exact(boundary, p, n.blocks[i]*layers.BlockSize); err != nil {
-				return nil, err
-			}
-			if known {
+		p := blocks[i*layers.BlockSize : (i+1)*layers.BlockSize]
+		known, err := h.exactBlock(n, n.blocks[i], p)
+		for r := range n.others {
+			if known || err != nil {
 				break
 			}
+			if r.at == int64(i) {
+				known, err = h.exactBlock(n, r.block, p)
+			}
+		}
+		if err != nil {
+			return nil, err
 		}
 		if !known {
 			return nil, ctx.Err()
 		}
 	}
 	return blocks, nil
+}
+
+// exactBlock reads what a block of the volume is known to have held in one of
+// the backups that need it.
+func (h *healer) exactBlock(n *neededFrame, block int64, p []byte) (known bool, err error) {
+	for _, boundary := range n.boundaries {
+		if known, err = h.source.Exact(boundary, p, block*layers.BlockSize); known || err != nil {
+			return known, err
+		}
+	}
+	return false, nil
 }
 
 // findElsewhere looks for frames by their ids in all packs that are needed, of
@@ -385,7 +376,7 @@ func (h *healer) write(ctx context.Context, n *neededFrame, blocks []byte, addre
 	if !shrinks(len(text), len(blocks)) {
 		text, zstd = blocks, false
 	}
-	s := section{kind: sectionFrame, blocks: n.frame.blocks, zstd: zstd, id: sectionID(newKeyed(key.ids), blocks), runs: joined(addresses)}
+	s := section{kind: sectionFrame, blocks: n.frame.blocks, zstd: zstd, id: sectionID(newKeyed(key.ids), blocks), runs: joined(addresses), repeats: n.repeats(addresses)}
 	if err := h.put(ctx, key, n.name, text, s); err != nil {
 		return err
 	}

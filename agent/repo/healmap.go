@@ -41,7 +41,7 @@ func (l *lostLeaf) end() int64 { return l.first + l.blocks }
 type foundFrame struct {
 	pack  packRef
 	frame frameRef
-	runs  []run
+	*section
 }
 
 // loseLeaf remembers leaf i of a row, if it is to be made again or moved.
@@ -196,7 +196,7 @@ func (h *mapHealer) gather(ctx context.Context, session sessionID, leaves []*los
 		for i := range account.sections {
 			if s := &account.sections[i]; s.kind == sectionFrame {
 				f := frameRef{number: uint32(i), off: account.offsets[i], stored: s.stored, blocks: s.blocks, zstd: s.zstd}
-				h.take(foundFrame{ref, f, s.runs}, leaves)
+				h.take(foundFrame{ref, f, s}, leaves)
 			}
 		}
 		if len(h.stored) > limit {
@@ -210,7 +210,8 @@ func (h *mapHealer) gather(ctx context.Context, session sessionID, leaves []*los
 
 // take notes a frame of the writer.
 func (h *mapHealer) take(f foundFrame, leaves []*lostLeaf) {
-	for _, r := range f.runs {
+	places := f.places()
+	for _, r := range places {
 		off, n := r.block*layers.BlockSize, r.count*layers.BlockSize
 		if k := len(h.stored); k > 0 && h.stored[k-1].Off+h.stored[k-1].Len == off {
 			h.stored[k-1].Len += n
@@ -219,7 +220,7 @@ func (h *mapHealer) take(f foundFrame, leaves []*lostLeaf) {
 		h.stored = append(h.stored, Range{off, n})
 	}
 	for _, l := range leaves {
-		if slices.ContainsFunc(f.runs, func(r run) bool { return r.block < l.end() && r.block+r.count > l.first }) {
+		if slices.ContainsFunc(places, func(r run) bool { return r.block < l.end() && r.block+r.count > l.first }) {
 			l.frames = append(l.frames, f)
 		}
 	}
@@ -309,7 +310,7 @@ func (h *mapHealer) make(ctx context.Context, l *lostLeaf) (*leaf, error) {
 func (l *lostLeaf) made(zeros []run, below *leaf) *leaf {
 	c := &leaf{base: l.base(), first: l.first, blocks: l.blocks}
 	for _, f := range l.frames {
-		c.add(f.pack, f.frame, f.runs)
+		c.addSection(f.pack, f.frame, f.section)
 	}
 	slices.SortStableFunc(c.pieces, func(a, b piece) int { return cmp.Compare(a.block, b.block) })
 	c.pieces = withoutOverlap(c.pieces)

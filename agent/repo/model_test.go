@@ -231,7 +231,7 @@ func (v *volume) scribble(rnd *rand.Rand) {
 	for range 1 + rnd.IntN(20) {
 		off := rnd.Int64N(size)
 		n := 1 + rnd.Int64N(min(size-off, 1<<(6+rnd.IntN(14))))
-		switch rnd.IntN(4) {
+		switch rnd.IntN(5) {
 		case 0:
 			v.zero(off, n)
 		case 1: // will not shrink
@@ -244,6 +244,9 @@ func (v *volume) scribble(rnd *rand.Rand) {
 			v.write(off, bytes.Repeat([]byte(fmt.Sprintf("%x", rnd.Uint32()))[:4], int(n/4)+1)[:n])
 		case 3: // zeros that were written
 			v.write(off, make([]byte, n))
+		case 4: // a copy of what is elsewhere, block by block
+			from := rnd.Int64N(size) &^ (layers.BlockSize - 1)
+			v.write(off&^(layers.BlockSize-1), bytes.Clone(v.bytes[from:min(size, from+n+12*layers.BlockSize)]))
 		}
 	}
 }

@@ -31,6 +31,8 @@ type section struct {
 	id     frameID
 	runs   []run // of a frame: where its blocks belong
 	first  int64 // of a leaf: the first block of its span
+
+	repeats []repeat // of a frame: where some of its blocks belong too
 }
 
 // A packBuilder collects sealed sections in one buffer.
@@ -42,14 +44,14 @@ type packBuilder struct {
 	sealer   *sealer
 	buf      []byte
 	sections []section
-	lastRun  run
+	repeats  []storedRepeat // beside those of sections, with ascending blocks
 }
 
 // begin starts the pack of that ID in buf, which keeps its capacity.
 func (b *packBuilder) begin(where place, id objectID, backup layers.ID, key *volumeKey, buf []byte) {
 	*b = packBuilder{
 		where: where, id: id, backup: backup, key: key, sealer: key.sealer(id),
-		buf: append(buf[:0], make([]byte, headerSize)...), sections: b.sections[:0],
+		buf: append(buf[:0], make([]byte, headerSize)...), sections: b.sections[:0], repeats: b.repeats[:0],
 	}
 }
 
@@ -71,6 +73,10 @@ func (b *packBuilder) add(text []byte, s section) (number uint32, off int64, sto
 
 // finish returns the whole object.
 func (b *packBuilder) finish() []byte {
+	for _, r := range b.repeats {
+		s := &b.sections[r.number]
+		s.repeats = append(s.repeats, r.repeat)
+	}
 	text := compress(nil, appendTrailer(nil, b.backup, b.sections))
 	h := header{
 		kind: kindData, suite: b.key.suite, id: b.id, key: b.key.ref, commitment: b.key.commitment(b.id),
@@ -119,18 +125,20 @@ func shapeByte(kind sectionKind, blocks uint8, zstd bool) byte {
 	return shape
 }
 
-// shape reads what shapeByte wrote.
-func (d *decoder) shape() (kind sectionKind, blocks uint8, zstd bool) {
-	shape := d.u8()
+// parseShape reads what shapeByte wrote.
+func parseShape(shape byte) (kind sectionKind, blocks uint8, zstd bool, err error) {
 	kind, blocks, zstd = kindOf[shape>>6], shape&shapeBlocks, shape&shapeZstd != 0
 	if kind == sectionFrame {
 		blocks++
 	}
-	if d.err == nil && (kind == 0 || kind != sectionFrame && (blocks != 0 || !zstd)) {
-		d.failf("unknown shape %#x of a section", shape)
+	if kind == 0 || kind != sectionFrame && (blocks != 0 || !zstd) {
+		err = fmt.Errorf("unknown shape %#x of a section", shape)
 	}
-	return kind, blocks, zstd
+	return kind, blocks, zstd, err
 }
+
+// shapeRepeats is instead of the kind, in a trailer: a frame with repeats.
+const shapeRepeats = 3 << 6
 
 const (
 	trailerVersion = 1
@@ -145,7 +153,11 @@ func appendTrailer(b []byte, backup layers.ID, sections []section) []byte {
 	lengths := make([]uint32, len(sections))
 	for i := range sections {
 		s := &sections[i]
-		b = append(b, shapeByte(s.kind, s.blocks, s.zstd))
+		shape := shapeByte(s.kind, s.blocks, s.zstd)
+		if len(s.repeats) > 0 {
+			shape |= shapeRepeats
+		}
+		b = append(b, shape)
 		lengths[i] = s.stored
 	}
 	b = appendU24s(b, lengths)
@@ -162,6 +174,7 @@ func appendTrailer(b []byte, backup layers.ID, sections []section) []byte {
 				b = binary.AppendUvarint(b, uint64(r.count-1))
 				end = r.block + r.count
 			}
+			b = s.appendRepeats(b, end)
 		case sectionLeaf:
 			b = binary.AppendUvarint(b, uint64(s.first))
 		}
@@ -177,9 +190,16 @@ func parseTrailer(b []byte) (backup layers.ID, sections []section, err error) {
 	}
 	copy(backup[:], d.bytes(16))
 	sections = make([]section, d.count(20, "number of sections"))
-	for i := range sections {
+	shapes := d.bytes(len(sections))
+	for i, shape := range shapes {
 		s := &sections[i]
-		s.kind, s.blocks, s.zstd = d.shape()
+		if shape >= shapeRepeats {
+			shape &^= shapeRepeats
+		}
+		if s.kind, s.blocks, s.zstd, err = parseShape(shape); err != nil {
+			d.fail(err)
+			break
+		}
 	}
 	d.u24s(len(sections), func(i int, v uint32) { sections[i].stored = v })
 	for i := range sections {
@@ -190,6 +210,9 @@ func parseTrailer(b []byte) (backup layers.ID, sections []section, err error) {
 		switch s := &sections[i]; s.kind {
 		case sectionFrame:
 			end = s.parseRuns(d, end)
+			if d.err == nil && shapes[i] >= shapeRepeats {
+				s.parseRepeats(d, end)
+			}
 		case sectionLeaf:
 			s.first = d.upTo(maxBlocks, "first block")
 		}

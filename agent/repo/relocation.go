@@ -96,9 +96,8 @@ func (l *relocations) find(from sectionKey) (sectionPlace, bool) {
 }
 
 func (l *relocations) place(r *movedRow) sectionPlace {
-	d := decoder{rest: []byte{r.shape}}
 	p := sectionPlace{pack: l.objects[r.object], number: r.number, off: int64(r.off), stored: r.stored}
-	p.kind, p.blocks, p.zstd = d.shape()
+	p.kind, p.blocks, p.zstd, _ = parseShape(r.shape) // It was parsed before.
 	return p
 }
 
@@ -298,13 +297,9 @@ func (l *relocations) parsePlaces(d *decoder) {
 	}
 	for i := range l.rows {
 		r := &l.rows[i]
-		shape := decoder{rest: d.bytes(1)}
-		kind, blocks, zstd := shape.shape()
-		if d.err == nil && shape.err != nil {
-			d.fail(shape.err)
-		}
-		if d.err == nil {
-			r.shape = shapeByte(kind, blocks, zstd)
+		r.shape = d.u8()
+		if _, _, _, err := parseShape(r.shape); err != nil {
+			d.fail(err)
 		}
 	}
 	d.u24s(len(l.rows), func(i int, v uint32) { l.rows[i].stored = v })

@@ -265,19 +265,28 @@ func (t *takenTry) gather(ctx context.Context, k *taken, l *leaf) error {
 func (k *taken) use(p *takenPack, number int, l *leaf) {
 	s := &p.sections[number]
 	end := min(l.first+l.blocks, blocksOf(k.writer.job.Source.Size()))
-	for _, r := range s.runs {
-		if r.block < l.first || r.block+r.count > end {
-			return
-		}
+	if slices.ContainsFunc(s.places(), func(r run) bool { return r.block < l.first || r.block+r.count > end }) {
+		return
 	}
 	if !k.used[p.id] {
 		k.used[p.id] = true
 		k.packs = append(k.packs, packSize{inData, p.id, p.total})
 	}
 	k.logical += int64(s.blocks) * layers.BlockSize
-	l.add(packRef{p.id, k.writer.key.ref}, frameRef{
+	for _, r := range s.repeats {
+		k.logical += r.count * layers.BlockSize
+	}
+	l.addSection(packRef{p.id, k.writer.key.ref}, frameRef{
 		number: uint32(number), off: p.offsets[number], stored: s.stored, blocks: s.blocks, zstd: s.zstd,
-	}, s.runs)
+	}, s)
+}
+
+// addSection appends a frame with all that the trailer of its pack says of it.
+func (l *leaf) addSection(pack packRef, f frameRef, s *section) {
+	l.add(pack, f, s.runs)
+	for _, r := range s.repeats {
+		l.addRepeat(int32(len(l.frames)-1), r)
+	}
 }
 
 // add appends a frame with its blocks.
@@ -292,6 +301,11 @@ func (l *leaf) add(pack packRef, f frameRef, runs []run) {
 		l.pieces = append(l.pieces, piece{block: r.block, count: int32(r.count), frame: int32(len(l.frames) - 1), at: at})
 		at += int32(r.count)
 	}
+}
+
+// addRepeat says that a frame has blocks of another place too.
+func (l *leaf) addRepeat(frame int32, r repeat) {
+	l.pieces = append(l.pieces, piece{block: r.block, count: int32(r.count), frame: frame, at: int32(r.at)})
 }
 
 // findMade looks whether an earlier try got as far as the commit.

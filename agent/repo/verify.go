@@ -464,8 +464,8 @@ func (p *checkedPack) compare(w *wanted, level Level) error {
 		return damaged(name, f.off, fmt.Errorf("frame %d is not as its pack lists it", f.number))
 	}
 	for i := range w.pieces {
-		if block := s.blockAt(w.pieces[i].at); block != w.pieces[i].block {
-			return damaged(name, f.off, fmt.Errorf("frame %d has block %d where the map says %d", f.number, block, w.pieces[i].block))
+		if p := &w.pieces[i]; !s.holds(p.block, int64(p.at)) {
+			return damaged(name, f.off, fmt.Errorf("frame %d has block %d where the map says %d", f.number, s.blockAt(p.at), p.block))
 		}
 	}
 	return nil

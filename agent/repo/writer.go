@@ -4,6 +4,7 @@ import (
 	"context"
 	"runtime"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -39,6 +40,11 @@ type writer struct {
 	parent    *spans // nil: no parent
 	parentKey keyRef // that the parent's root is sealed with
 	taken     *taken // from earlier tries; nil: nothing
+
+	trier   trier
+	matcher matcher        // belongs to the task whose turn it is
+	oldest  atomic.Int64   // no block before it is in the data pack
+	found   []storedRepeat // room for those of a task
 
 	data    packBuilder
 	up      *uploader
@@ -79,22 +85,8 @@ func (w *writer) copy(ctx context.Context) error {
 		defer close(order)
 		return w.cut(ctx, free, work, order)
 	})
-	trier := new(trier)
 	for range workers {
-		g.Go(func() error {
-			ids, size := newKeyed(w.key.ids), w.job.Source.Size()
-			for t := range work {
-				err := object.InTurn(ctx, func(context.Context) error {
-					t.process(w.job.Source, size, ids, w.job.Compression, trier)
-					return nil
-				})
-				if err != nil {
-					return err
-				}
-				t.done <- struct{}{}
-			}
-			return nil
-		})
+		g.Go(func() error { return w.work(ctx, work) })
 	}
 	g.Go(func() error { return w.collect(ctx, free, order, total) })
 	err = g.Wait()
@@ -106,6 +98,46 @@ func (w *writer) copy(ctx context.Context) error {
 	}
 	w.up.close()
 	return err
+}
+
+// work reads and compresses. Blocks are matched in the order of the tasks.
+func (w *writer) work(ctx context.Context, work <-chan *task) error {
+	source, ids := w.job.Source, newKeyed(w.key.ids)
+	for t := range work {
+		err := object.InTurn(ctx, func(context.Context) error {
+			t.load(source, source.Size())
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		select {
+		case <-t.before:
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		w.match(t)
+		t.matched <- struct{}{}
+		err = object.InTurn(ctx, func(context.Context) error {
+			t.dropMatched(source, w.oldest.Load())
+			t.pack(ids, w.job.Compression, &w.trier)
+			return nil
+		})
+		if err != nil {
+			return err
+		}
+		t.done <- struct{}{}
+	}
+	return nil
+}
+
+// match looks for blocks of the task that earlier ones had.
+func (w *writer) match(t *task) {
+	if t.err != nil || len(t.blocks) == 0 {
+		return
+	}
+	w.matcher.enter(t.span)
+	t.matches = w.matcher.match(t.matches, t.blocks, t.sums)
 }
 
 // total is how many bytes will be read. It also counts what changed: for a full
@@ -129,11 +161,15 @@ func (w *writer) total() (total int64, err error) {
 // cut makes tasks of the changes.
 func (w *writer) cut(ctx context.Context, free <-chan *task, work, order chan<- *task) error {
 	c := cutter{spanOf: w.spanOf}
+	first := make(chan struct{})
+	close(first)
+	var before <-chan struct{} = first
 	c.emit = func(span run, runs, zeros []run) error {
 		select {
 		case <-ctx.Done():
 			return context.Cause(ctx)
 		case t := <-free:
+			t.before, before = before, t.matched
 			t.span, t.seed, t.seeded = span, w.taken.hand(span), 0
 			if t.seed != nil {
 				t.seeded = t.seed.dataBlocks()
@@ -246,16 +282,38 @@ func (w *writer) take(ctx context.Context, t *task) error {
 	for _, r := range runsOf(t.blank) {
 		w.leaf.pieces = append(w.leaf.pieces, piece{block: r.block, count: int32(r.count), frame: zeroPiece})
 	}
+	if len(t.matches) > 0 && !w.repeat(t.matches) {
+		if err := w.whole(ctx, t); err != nil {
+			return err
+		}
+	}
 	if len(t.blocks) == 0 {
 		return nil
 	}
 	return w.addFrame(ctx, t)
 }
 
+// whole makes a frame of all blocks of a task: the pack that had what they
+// repeat was closed meanwhile.
+func (w *writer) whole(ctx context.Context, t *task) error {
+	err := object.InTurn(ctx, func(context.Context) error {
+		t.load(w.job.Source, w.job.Source.Size())
+		t.pack(newKeyed(w.key.ids), w.job.Compression, &w.trier)
+		return nil
+	})
+	if err == nil {
+		err = t.err
+	}
+	return err
+}
+
 func (w *writer) addFrame(ctx context.Context, t *task) error {
 	text, runs := t.text(), runsOf(t.blocks)
 	if err := w.room(ctx, len(text)+tagSize); err != nil {
 		return err
+	}
+	if w.data.empty() {
+		w.oldest.Store(t.blocks[0])
 	}
 	number, off, stored := w.data.add(text, section{
 		kind: sectionFrame, blocks: uint8(len(t.blocks)), zstd: t.zstd, id: t.id, runs: runs,
