@@ -62,13 +62,23 @@ func (h *Hook) Delete(ctx context.Context, names ...string) error {
 // fetched them page by page.
 const listPage = 500
 
-// List asks before each page.
+// List asks before each page, the first one also where there is nothing.
 func (h *Hook) List(ctx context.Context, prefix string) iter.Seq2[object.Info, error] {
+	before := func() error {
+		if h.Before == nil {
+			return nil
+		}
+		return h.Before("list", prefix)
+	}
 	return func(yield func(object.Info, error) bool) {
+		if err := before(); err != nil {
+			yield(object.Info{}, err)
+			return
+		}
 		count := 0
 		for info, err := range h.Store.List(ctx, prefix) {
-			if err == nil && count%listPage == 0 && h.Before != nil {
-				err = h.Before("list", prefix)
+			if err == nil && count > 0 && count%listPage == 0 {
+				err = before()
 			}
 			count++
 			if !yield(info, err) || err != nil {
