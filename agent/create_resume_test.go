@@ -146,7 +146,7 @@ func TestCancelWithoutATarget(t *testing.T) {
 	createVolume(t, a, "v", mib)
 	write(t, a, "v", 1, 0, mib)
 	s := w.store(url("t1"))
-	reached := s.waitAt("put", 3) // behind the session and the pack
+	reached := s.waitAt("put", 2) // behind the pack
 	b, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Name: "b"})
 	if err != nil {
 		t.Fatal(err)
@@ -225,7 +225,7 @@ func TestBackupCannotGoOn(t *testing.T) {
 			createVolume(t, a, "v", mib)
 			write(t, a, "v", 1, 0, mib)
 			d := attach(t, a, "v") // so that there is a temporary snapshot
-			reached := w.store(url("t1")).waitAt("put", 2)
+			reached := w.store(url("t1")).waitAt("put", 1)
 			b, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v", Name: "b", Force: true})
 			if err != nil {
 				t.Fatal(err)

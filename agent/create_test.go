@@ -365,7 +365,7 @@ func TestCanceledBackupLeavesNothing(t *testing.T) {
 	backUp(t, a, NewBackup{Volume: "v", Name: "whole"})
 	before := names()
 	write(t, a, "v", 2, 0, mib)
-	reached := s.waitAt("put", 2)
+	reached := s.waitAt("put", 1)
 	b, op, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v"})
 	if err != nil {
 		t.Fatal(err)
@@ -476,8 +476,7 @@ func TestIncrementalOnADamagedParentIsFull(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	b[len(b)-1] ^= 1
-	if err := s.Put(t.Context(), root, b); err != nil {
+	if err := s.Put(t.Context(), root, b[:len(b)-1]); err != nil { // cut: what the daemon knows of it is not what is there
 		t.Fatal(err)
 	}
 	write(t, a, "v", 2, mib, mib)

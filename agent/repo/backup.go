@@ -152,19 +152,16 @@ func (r *Repo) Backup(ctx context.Context, id layers.ID) (Backup, error) {
 // Delete hides the backup at once, by a tombstone; pruning frees its space
 // later. Backups that share data with it stay whole. One that is not there is
 // an error that wraps fs.ErrNotExist, one that is known to be protected
-// ErrProtected; a damaged one can be deleted.
+// ErrProtected; a damaged one can be deleted. One that a listing had is deleted
+// with one request: that another host deleted it since is not asked, as both
+// tombstones say the same.
 func (r *Repo) Delete(ctx context.Context, id layers.ID) error {
-	listed, fresh, err := r.find(ctx, id)
+	listed, _, err := r.find(ctx, id)
 	if err != nil {
 		return err
 	}
 	if listed.held {
 		return fmt.Errorf("delete backup %s: %w", id, ErrProtected)
-	}
-	if !fresh {
-		if err := r.checkLive(ctx, listed.name); err != nil {
-			return err
-		}
 	}
 	f := make(fields)
 	f.setID(bodyBackup, id)

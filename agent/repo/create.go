@@ -10,8 +10,6 @@ import (
 	"maps"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"varve/layers"
 )
 
@@ -140,21 +138,8 @@ func (j *Job) describe() Backup {
 func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	w := &writer{repo: r, job: j, ledger: newLedger(j), root: &root{backup: j.describe(), spans: new(spans)}}
 	w.footing = &footing{repo: r, parent: rootName{volume: j.Volume, backup: j.Parent}, asked: r.moment()}
-	var l *listing
-	g, group := errgroup.WithContext(ctx)
-	g.Go(func() (err error) {
-		l, err = r.list(group, volumePrefix(j.Volume))
-		return err
-	})
-	deleted := false
-	if !j.Parent.IsZero() {
-		// By its name, since the listing may lag, and before the root is read.
-		g.Go(func() (err error) {
-			deleted, err = w.footing.deleted(group)
-			return err
-		})
-	}
-	if err := g.Wait(); err != nil {
+	l, err := r.list(ctx, volumePrefix(j.Volume))
+	if err != nil {
 		return nil, err
 	}
 	w.root.name = rootName{volume: j.Volume, epoch: max(1, j.Claim.Epoch), seq: 1, backup: j.ID}
@@ -171,11 +156,11 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	var parentRoot string
 	if !j.Parent.IsZero() {
 		parent, ok := r.index.find(j.Parent) // list has taught it, and taken out the deleted ones
-		if !ok || deleted || parent.name.volume != j.Volume {
+		if !ok || parent.name.volume != j.Volume {
 			r.index.forget(j.Parent)
 			return nil, fmt.Errorf("%w: %s is not among the backups of volume %s; make a full backup", ErrParentGone, j.Parent, j.Volume)
 		}
-		if err := w.readParent(ctx, parent); err != nil {
+		if err := w.readParent(ctx, parent, l); err != nil {
 			return nil, err
 		}
 		w.footing.parent = parent.name
@@ -184,12 +169,7 @@ func (r *Repo) prepare(ctx context.Context, j *Job) (*writer, error) {
 	if err := w.prepareKey(ctx, l); err != nil {
 		return nil, err
 	}
-	next, err := r.sweepSessions(ctx, l, j.ID)
-	if err != nil {
-		return nil, err
-	}
-	next = max(next, j.Resume.Sessions)
-	w.session = &session{repo: r, job: j, ledger: w.ledger, root: w.root.name, parentRoot: parentRoot, footing: w.footing, first: next, next: next, begin: make(chan struct{}, 1)}
+	w.session = newSession(w, l, parentRoot, j.Resume.Sessions)
 	if w.taken = newTaken(w, j.Resume.stored()); w.taken != nil {
 		// Before their packs are looked at: from now on pruning condemns none.
 		if err := w.session.start(ctx); err != nil {
@@ -219,9 +199,15 @@ func (w *writer) follow(parent *root) {
 }
 
 // readParent takes over the map of the parent.
-func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
+func (w *writer) readParent(ctx context.Context, listed listedRoot, l *listing) error {
 	w.repo.loadMoves(ctx, listed.name.volume) // whoever misses a leaf looks again
-	parent, err := w.repo.readRoot(ctx, listed)
+	var parent *root
+	var err error
+	if s, known := w.knownParent(listed.name, l); known {
+		parent, err = w.repo.openRootObject(ctx, bytes.Clone(s.object), s.name) // in place
+	} else {
+		parent, err = w.fetchParent(ctx, listed, l)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%w: make a full backup: %w", ErrParentGone, err)
 	}
@@ -243,7 +229,7 @@ func (w *writer) readParent(ctx context.Context, listed listedRoot) error {
 
 // commit puts the root.
 func (w *writer) commit(ctx context.Context) error {
-	if err := w.footing.hold(ctx, w.session); err != nil {
+	if err := w.hold(ctx); err != nil {
 		return err
 	}
 	if err := context.Cause(ctx); err != nil {
@@ -257,6 +243,7 @@ func (w *writer) commit(ctx context.Context) error {
 		return err
 	}
 	object := w.root.seal(w.key, w.objects, w.stored)
+	began := w.repo.moment()
 	if err := w.repo.store.Put(ctx, name.String(), object); err != nil {
 		if w.job.Checkpoint != nil && ctx.Err() != nil {
 			return context.Cause(ctx) // who goes on asks for the root
@@ -269,7 +256,21 @@ func (w *writer) commit(ctx context.Context) error {
 		return w.withdraw(ctx)
 	}
 	w.repo.index.add(listedRoot{name: name, size: int64(len(object))})
+	w.repo.index.keep(&standing{name, object, began}, w.repo.passed)
 	return nil
+}
+
+// hold makes sure that the backup may be committed, and that its session was
+// not renewed so long ago that it might end while the root is under way.
+func (w *writer) hold(ctx context.Context) error {
+	for {
+		if err := w.session.refresh(ctx); err != nil {
+			return err
+		}
+		if err := w.footing.hold(ctx, w.session); err != nil || !w.session.aged() {
+			return err
+		}
+	}
 }
 
 // cleanupTime bounds what is done after the caller's context has ended.

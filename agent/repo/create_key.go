@@ -43,9 +43,7 @@ func (w *writer) prepareKey(ctx context.Context, l *listing) (err error) {
 func (w *writer) checkEpoch(ctx context.Context, l *listing, newest keyRef) error {
 	last := w.parentKey
 	if n := len(l.roots); n > 0 && l.roots[n-1].name.backup != w.job.Parent {
-		name := l.roots[n-1].name.String()
-		front := make([]byte, headerSize)
-		err := w.repo.readRange(ctx, name, front, 0)
+		front, err := w.rootHeader(ctx, l.roots[n-1].name)
 		if err != nil && !errors.Is(err, ErrCorrupt) {
 			return fmt.Errorf("read root: %w", err)
 		}
@@ -58,4 +56,13 @@ func (w *writer) checkEpoch(ctx context.Context, l *listing, newest keyRef) erro
 		return nil
 	}
 	return damaged(volumeKeyName(last), 0, errors.New("the volume's newest key is missing, and new backups do not go back to an older one: put the object back, or make a new key (target key rotate --volume)"))
+}
+
+// rootHeader returns the bytes of a root's header.
+func (w *writer) rootHeader(ctx context.Context, name rootName) ([]byte, error) {
+	if s, known := w.repo.index.standing(name); known {
+		return s.object[:headerSize], nil
+	}
+	front := make([]byte, headerSize)
+	return front, w.repo.readRange(ctx, name.String(), front, 0)
 }

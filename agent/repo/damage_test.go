@@ -76,6 +76,7 @@ func newSample(t testing.TB, encrypted bool) *sample {
 		}
 		v.zero(rnd.Int64N(256<<10), 8<<10) // hides blocks, but no whole frame
 	}
+	showSession(t, r, v.id)
 	s.objects = contents(t, store)
 	return s
 }

@@ -12,12 +12,15 @@ const footingFresh = 10 * time.Minute
 
 // A footing is what a backup that is being made stands on, and loses if
 // pruning takes it away: its parent, and its own packs, which its session
-// keeps. It is asked for by name, since a listing may lag: design.md, section
+// keeps. Where a backup takes long it is asked for by name: design.md, section
 // 7, "Pruning".
 type footing struct {
 	repo   *Repo
 	parent rootName // zero: none
-	asked  moment   // before the parent was last found there and not deleted
+	// asked is when somebody began to look, the last time that the parent was
+	// found there and not deleted: by name, or in a listing first, which may be
+	// sessionAfter older.
+	asked moment
 }
 
 // deleted reports whether the parent has a tombstone.

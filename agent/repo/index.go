@@ -19,6 +19,8 @@ type index struct {
 	mu    sync.Mutex
 	roots map[layers.ID]listedRoot
 	keys  map[layers.ID]keyRef // the newest of each volume
+
+	standings map[layers.ID]*standing // by volume
 }
 
 // A listedRoot is a root as a listing has it.
@@ -30,7 +32,7 @@ type listedRoot struct {
 }
 
 func newIndex() *index {
-	return &index{roots: make(map[layers.ID]listedRoot), keys: make(map[layers.ID]keyRef)}
+	return &index{roots: make(map[layers.ID]listedRoot), keys: make(map[layers.ID]keyRef), standings: make(map[layers.ID]*standing)}
 }
 
 func (x *index) add(r listedRoot) {
@@ -58,6 +60,7 @@ func (x *index) forget(id layers.ID) {
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	delete(x.roots, id)
+	x.forgetStanding(id)
 }
 
 // newestKey returns the newest key of the volume that a listing had.
@@ -78,10 +81,21 @@ type listing struct {
 	newest  time.Time                  // of all objects listed: the store's clock is past it
 }
 
+// root returns what the listing has of a root.
+func (l *listing) root(name rootName) (listedRoot, bool) {
+	for _, root := range l.roots {
+		if root.name == name {
+			return root, true
+		}
+	}
+	return listedRoot{}, false
+}
+
 // list reads the names below a prefix and teaches them to the index. Names that
 // are not of this format are passed over: no backup can be behind them, and a
 // foreign object must not hide those that are there.
 func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
+	asked := r.moment()
 	l := &listing{deleted: make(map[layers.ID]bool), holds: make(map[layers.ID][]string), moves: make(map[layers.ID][]listedMove)}
 	for info, err := range r.store.List(ctx, prefix) {
 		if err != nil {
@@ -131,6 +145,7 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 	for id := range l.deleted {
 		r.index.forget(id)
 	}
+	r.confirm(l, asked)
 	var only layers.ID
 	if prefix != volumesRoot {
 		only, _ = layers.ParseID(strings.Trim(prefix[len(volumesRoot):], "/"))

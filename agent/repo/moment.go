@@ -23,6 +23,9 @@ func (r *Repo) moment() moment {
 	return m
 }
 
+// before is the moment that was d earlier.
+func (m moment) before(d time.Duration) moment { return moment{m.at.Add(-d), m.boot - d} }
+
 // passed is the longest time that any clock says has passed since m. A clock
 // that is set forward makes a writer look again, or stop, without need; none
 // makes it go on too long unless all of them stand still.

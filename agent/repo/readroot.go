@@ -49,6 +49,15 @@ func (r *Repo) openRoot(ctx context.Context, id layers.ID) (*root, error) {
 
 // readRoot reads a root whole.
 func (r *Repo) readRoot(ctx context.Context, listed listedRoot) (*root, error) {
+	b, err := r.readRootObject(ctx, listed)
+	if err != nil {
+		return nil, err
+	}
+	return r.openRootObject(ctx, b, listed.name)
+}
+
+// readRootObject reads the object of a root, as long as its header says.
+func (r *Repo) readRootObject(ctx context.Context, listed listedRoot) ([]byte, error) {
 	name := listed.name.String()
 	size := listed.size
 	if size <= 0 || size > maxRoot {
@@ -62,10 +71,16 @@ func (r *Repo) readRoot(ctx context.Context, listed listedRoot) (*root, error) {
 	if err != nil {
 		return nil, damaged(name, 0, err)
 	}
-	if b, err = r.readRest(ctx, name, b, h.total); err != nil {
-		return nil, err
+	return r.readRest(ctx, name, b, h.total)
+}
+
+// openRootObject reads what root.seal made, and opens b in place.
+func (r *Repo) openRootObject(ctx context.Context, b []byte, name rootName) (*root, error) {
+	h, err := parseRootHeader(b, name)
+	if err != nil {
+		return nil, damaged(name.String(), 0, err)
 	}
-	return r.openSections(ctx, &h, b, listed.name)
+	return r.openSections(ctx, &h, b, name)
 }
 
 // expectKey reads the newest key of a volume, which its roots are likely to be

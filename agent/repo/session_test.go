@@ -39,6 +39,17 @@ func sessionsIn(t *testing.T, s object.Store) (names []string) {
 	return names
 }
 
+// showSession writes a session as a backup of that volume does that takes long.
+func showSession(t testing.TB, r *Repo, volume layers.ID) {
+	t.Helper()
+	j := &Job{ID: layers.NewID(), Volume: volume}
+	w := &writer{repo: r, job: j, ledger: newLedger(j), root: &root{name: rootName{volume, 1, 1, j.ID}}}
+	s := newSession(w, nil, "", 0)
+	if err := s.write(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestSessionIsRenewedAndSwept(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		store := object.NewMem()
@@ -65,7 +76,17 @@ func TestSessionIsRenewedAndSwept(t *testing.T) {
 		}
 
 		time.Sleep(30 * time.Minute) // too soon
-		if _, err := v.backup(t.Context(), r, layers.ID{}); err != nil {
+		short := Job{ID: layers.NewID(), Volume: v.id, Source: slow{v.source(), 500 * time.Millisecond}}
+		if _, err := r.Create(t.Context(), short); err != nil {
+			t.Fatal(err)
+		}
+		if left := sessionsIn(t, store); !slices.Equal(left, sessions) {
+			t.Errorf("after a backup of seconds: sessions %q, want those before, %q", left, sessions)
+		}
+		long := func() Job {
+			return Job{ID: layers.NewID(), Volume: v.id, Source: slow{v.source(), time.Second}}
+		}
+		if _, err := r.Create(t.Context(), long()); err != nil {
 			t.Fatal(err)
 		}
 		if !slices.Contains(sessionsIn(t, store), sessions[0]) {
@@ -75,7 +96,7 @@ func TestSessionIsRenewedAndSwept(t *testing.T) {
 		if err := store.Put(t.Context(), sessionName(layers.NewID(), 0), b); err != nil { // of a backup that still runs
 			t.Fatal(err)
 		}
-		if _, err := v.backup(t.Context(), r, layers.ID{}); err != nil {
+		if _, err := r.Create(t.Context(), long()); err != nil {
 			t.Fatal(err)
 		}
 		if left := sessionsIn(t, store); len(left) != 2 {

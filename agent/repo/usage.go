@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"slices"
 
 	"varve/layers"
@@ -174,23 +175,24 @@ func (r *Repo) eachPack(ctx context.Context, do func(*suspect) error) error {
 // settle counts packs whose backups are not there: some backup needs them, or
 // they are garbage.
 func (c *counting) settle(ctx context.Context, packs suspects) error {
-	sizes := make(map[objectID]int64, len(packs))
-	for id, s := range packs {
-		sizes[id] = s.size
-	}
+	all := maps.Clone(packs)
 	if err := c.mark(ctx, c.live, packs, false); err != nil {
 		return err
 	}
-	for id, size := range sizes {
-		if packs[id] != nil {
-			c.out.Garbage.add(size)
-			continue
+	for id, s := range all {
+		o, known := c.owners[id.session()]
+		switch {
+		case packs[id] == nil:
+			volume := o.root.volume
+			if volume.IsZero() {
+				volume, _ = c.repo.reach.volume(id.session())
+			}
+			c.volume(volume).Stored.add(s.size)
+		case !known && c.age(s.modified) < c.options.Grace:
+			c.out.Unfinished.add(s.size) // a backup that takes minutes shows no session
+		default:
+			c.out.Garbage.add(s.size)
 		}
-		volume := c.owners[id.session()].root.volume
-		if volume.IsZero() {
-			volume, _ = c.repo.reach.volume(id.session())
-		}
-		c.volume(volume).Stored.add(size)
 	}
 	clear(packs)
 	return nil

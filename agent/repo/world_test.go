@@ -230,9 +230,12 @@ func (w *world) backup(h *host, r *Repo, j Job) *Job {
 		return nil
 	}
 	_, err := r.Create(context.Background(), j)
-	if errors.Is(err, ErrParentGone) && point.Sessions == 0 && j.Resume.Sessions == 0 {
+	if errors.Is(err, ErrParentGone) && !h.isDead() {
 		w.count(&w.refused)
 		j.Parent, j.Changes = layers.ID{}, nil
+		if len(point.Tries) > 0 {
+			j.Resume = point
+		}
 		_, err = r.Create(context.Background(), j)
 	}
 	switch {

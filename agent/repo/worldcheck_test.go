@@ -102,7 +102,7 @@ func (w *world) settle() (left []string) {
 		return nil
 	}
 	// What a backup wrote and does not name goes with it, unless it was moved.
-	needed, stays := make(map[objectID]bool), make(map[sessionID]bool)
+	needed, stays, moved := make(map[objectID]bool), make(map[sessionID]bool), make(map[objectID]bool)
 	for _, root := range l.roots {
 		stays[sessionOf(root.name.backup)] = true
 		if err := w.reach(r, root, needed); err != nil {
@@ -112,7 +112,7 @@ func (w *world) settle() (left []string) {
 	for _, volume := range w.volumes {
 		for _, o := range r.moves.known(volume) {
 			for i := range o.packs {
-				stays[o.packs[i].id.session()] = false
+				moved[o.packs[i].id] = true
 			}
 		}
 	}
@@ -121,7 +121,7 @@ func (w *world) settle() (left []string) {
 		if !there {
 			continue
 		}
-		if _, id, ok := parsePack(name); ok && !needed[id] && !stays[id.session()] ||
+		if _, id, ok := parsePack(name); ok && !needed[id] && (!stays[id.session()] || moved[id]) ||
 			strings.HasPrefix(name, sessionRoot) || strings.Contains(name, "/d/") || strings.HasPrefix(name, listRoot) {
 			left = append(left, name)
 		}

@@ -182,9 +182,6 @@ func (w *writer) writeLeaves(ctx context.Context, leaves []*newLeaf, last bool) 
 			w.sendLeaves(&b, pack)
 		}
 		if b.sealer == nil {
-			if err := w.session.start(ctx); err != nil {
-				return err
-			}
 			if err := w.begin(ctx, &b, inLeaves); err != nil {
 				return err
 			}

@@ -5,7 +5,6 @@ import (
 	"runtime"
 	"sync"
 	"sync/atomic"
-	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -68,8 +67,8 @@ func (w *writer) copy(ctx context.Context) error {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	late := time.AfterFunc(footingFresh/2, func() { w.session.start(ctx) }) // its error is the next caller's
-	defer late.Stop()
+	copied := make(chan struct{})
+	g.Go(func() error { return w.session.startLate(ctx, copied) })
 	w.up = newUploader(ctx, w.repo.store)
 	w.merges = new(errgroup.Group)
 	w.merges.SetLimit(mergesMax)
@@ -88,7 +87,10 @@ func (w *writer) copy(ctx context.Context) error {
 	for range workers {
 		g.Go(func() error { return w.work(ctx, work) })
 	}
-	g.Go(func() error { return w.collect(ctx, free, order, total) })
+	g.Go(func() error {
+		defer close(copied)
+		return w.collect(ctx, free, order, total)
+	})
 	err = g.Wait()
 	if merged := w.merges.Wait(); err == nil {
 		err = merged
@@ -334,9 +336,6 @@ func (w *writer) room(ctx context.Context, stored int) error {
 	if w.data.sealer != nil {
 		return nil
 	}
-	if err := w.session.start(ctx); err != nil {
-		return err
-	}
 	return w.begin(ctx, &w.data, inData)
 }
 
@@ -350,6 +349,7 @@ func (w *writer) begin(ctx context.Context, b *packBuilder, where place) error {
 	if err != nil {
 		return err
 	}
+	w.session.stores()
 	b.begin(where, id, w.job.ID, w.key, buf)
 	return nil
 }
