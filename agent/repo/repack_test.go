@@ -169,3 +169,31 @@ func TestMergeOfSmallPacks(t *testing.T) {
 		}
 	})
 }
+
+// A host that knew a backup before its packs were moved and removed verifies it
+// where it is now: what it looked for is no damage.
+func TestVerifyOfWhatWasMoved(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		store := object.NewMem()
+		r := testRepo(t, store, true)
+		r.packTarget = 64 << 10 // so that leaves have packs of their own
+		_, ids, _ := wasteful(t, r)
+		last := ids[len(ids)-1]
+		other := hostOf(t, store)
+		other.packTarget, other.mergePacks = r.packTarget, 2
+		old := packsOf(t, store, last)
+		for range 6 {
+			time.Sleep(25 * time.Hour)
+			prunes(t, other, PruneOptions{RepackBelow: 100})
+		}
+		left := packsOf(t, store, last)
+		if !slices.ContainsFunc(old, func(name string) bool { return strings.HasPrefix(name, "m/") && !slices.Contains(left, name) }) {
+			t.Fatalf("no pack of leaves was moved: %q, %q are left", old, left)
+		}
+		for level := Presence; level <= Deep; level++ {
+			if report, err := r.Verify(t.Context(), last, VerifyOptions{Level: level}); err != nil {
+				t.Errorf("%v: %v, %v", level, err, report.Damage)
+			}
+		}
+	})
+}

@@ -146,10 +146,27 @@ func (v *verify) leafPacks(ctx context.Context) error {
 	for ref := range v.leafPackRefs() {
 		g.Go(func() error {
 			var p checkedPack
-			return v.note(p.read(ctx, v.repo, inLeaves, ref, v.options.Level >= Map))
+			err := p.read(ctx, v.repo, inLeaves, ref, v.options.Level >= Map)
+			if moved, other := v.movedSince(ctx, ref, err); moved || other != nil {
+				return other // the leaves are read from where they are now
+			}
+			return v.note(err)
 		})
 	}
 	return g.Wait()
+}
+
+// movedSince reports whether a pack of leaves that could not be read, for err,
+// is one that nothing of the backup is in any more: pruning may have moved its
+// content, and removed it, since somebody looked for relocations here.
+func (v *verify) movedSince(ctx context.Context, ref packRef, err error) (bool, error) {
+	if !errors.Is(err, ErrCorrupt) {
+		return false, nil
+	}
+	if err := v.repo.refreshMoves(ctx, v.root.name.volume); err != nil {
+		return false, err
+	}
+	return !v.leafPackRefs()[ref], nil
 }
 
 // leafPackRefs are the packs below m/ that hold something of the backup. Those
