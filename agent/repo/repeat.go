@@ -16,8 +16,9 @@ import (
 // blocks is true by itself: whoever verifies, repairs or repacks it, or resumes
 // its backup, needs no other. Blocks are matched before they are compressed,
 // in the order of the tasks; what became of the pack meanwhile is seen when
-// their turn comes to be stored. So what is stored does not depend on how the
-// workers interleave.
+// their turn comes to be stored. So how the workers interleave matters only
+// where it decides that a frame is not tried to be compressed (trier), and a
+// pack is full sooner.
 
 // repeatLeast is how many blocks side by side must have been there side by
 // side: shorter repeats would save little, and cut the map and reads in pieces.
