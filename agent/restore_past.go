@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 
 	"varve/agent/repo"
 	"varve/catalog"
@@ -28,7 +26,7 @@ func (s *restoration) lose(l repo.Loss) error {
 	}
 	s.state.Lost = append(s.state.Lost, l.Range)
 	if len(s.state.Lost) == maxLost {
-		s.state.Lost = joinRanges(s.state.Lost)
+		s.state.Lost = repo.JoinRanges(s.state.Lost)
 		if len(s.state.Lost) > maxLost/2 {
 			s.state.Lost, s.state.More = s.state.Lost[:maxLost/2], true
 		}
@@ -36,24 +34,10 @@ func (s *restoration) lose(l repo.Loss) error {
 	return nil
 }
 
-// joinRanges sorts ranges and joins those that meet.
-func joinRanges(ranges []repo.Range) []repo.Range {
-	slices.SortFunc(ranges, func(a, b repo.Range) int { return cmp.Compare(a.Off, b.Off) })
-	var out []repo.Range
-	for _, r := range ranges {
-		if n := len(out); n > 0 && r.Off <= out[n-1].Off+out[n-1].Len {
-			out[n-1].Len = max(out[n-1].Len, r.Off+r.Len-out[n-1].Off)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
-}
-
 // tellLost writes into the operation what a restore past damage could not
 // restore.
 func (s *restoration) tellLost(op *operation) {
-	s.state.Lost = joinRanges(s.state.Lost)
+	s.state.Lost = repo.JoinRanges(s.state.Lost)
 	if len(s.state.Lost) == 0 {
 		return
 	}

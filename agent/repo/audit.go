@@ -49,9 +49,6 @@ const defaultSamples = 3000
 // MaxSamples is how many frames Sample draws at most. Who wants more wants Deep.
 const MaxSamples = 1 << 20
 
-// A Range is a part of a volume, in bytes.
-type Range struct{ Off, Len int64 }
-
 // Touched is a backup that damage concerns.
 type Touched struct {
 	Backup     layers.ID

@@ -1,7 +1,6 @@
 package repo
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"maps"
@@ -119,7 +118,7 @@ func (a *audit) touch(finding int, t Touched, ranges []Range) {
 		all = &lost{touched: t}
 		a.lost[t.Backup] = all
 	}
-	all.ranges = join(append(all.ranges, ranges...))
+	all.ranges = JoinRanges(append(all.ranges, ranges...))
 }
 
 // set keeps the first ranges and the sum of all.
@@ -129,21 +128,6 @@ func (t *Touched) set(ranges []Range) {
 		t.Bytes += r.Len
 	}
 	t.Ranges = slices.Clone(ranges[:min(len(ranges), maxRanges)])
-}
-
-// join sorts ranges and joins those that meet, in place.
-func join(ranges []Range) []Range {
-	slices.SortFunc(ranges, func(x, y Range) int { return cmp.Compare(x.Off, y.Off) })
-	out := ranges[:0]
-	for _, r := range ranges {
-		if n := len(out); n > 0 && r.Off <= out[n-1].Off+out[n-1].Len {
-			last := &out[n-1]
-			last.Len = max(last.Len, r.Off+r.Len-last.Off)
-			continue
-		}
-		out = append(out, r)
-	}
-	return out
 }
 
 // trace finds out what the findings mean: it goes through the maps of the
@@ -266,7 +250,7 @@ func (a *audit) traceVolume(ctx context.Context, roots []listedRoot) error {
 		}
 		b := &root.backup
 		for _, finding := range slices.Sorted(maps.Keys(found)) {
-			a.touch(finding, Touched{Backup: b.ID, Volume: b.Volume, Name: b.Name, VolumeName: b.VolumeName}, clip(join(found[finding]), b.Size))
+			a.touch(finding, Touched{Backup: b.ID, Volume: b.Volume, Name: b.Name, VolumeName: b.VolumeName}, clip(JoinRanges(found[finding]), b.Size))
 		}
 	}
 	return nil

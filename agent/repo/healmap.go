@@ -69,13 +69,12 @@ const mapRounds = maxLeaves + 1
 func (a *audit) healMap(ctx context.Context) error {
 	for range mapRounds {
 		before := a.report.Rebuilt
-		byVolume := make(map[layers.ID][]*lostLeaf)
+		byVolume := make(map[layers.ID][]*lostLeaf) // a volume whose inventories alone are lost is there too
+		for _, l := range a.lists {
+			byVolume[l.root.inventory.pack.key.volume] = nil
+		}
 		for _, l := range a.leaves {
 			byVolume[l.ref.pack.key.volume] = append(byVolume[l.ref.pack.key.volume], l)
-		}
-		for _, l := range a.lists {
-			volume := l.root.inventory.pack.key.volume
-			byVolume[volume] = append(byVolume[volume], nil...)
 		}
 		for volume, leaves := range byVolume {
 			h := &mapHealer{healer: a.newHealer(volume)}
@@ -200,11 +199,11 @@ func (h *mapHealer) gather(ctx context.Context, session sessionID, leaves []*los
 			}
 		}
 		if len(h.stored) > limit {
-			h.stored = join(h.stored)
+			h.stored = JoinRanges(h.stored)
 			limit = 2*len(h.stored) + 1<<10
 		}
 	}
-	h.stored = join(h.stored)
+	h.stored = JoinRanges(h.stored)
 	return nil
 }
 

@@ -23,7 +23,7 @@ func restorePast(t testing.TB, r *Repo, id layers.ID, size int) ([]byte, []Range
 		lost = append(lost, l.Range)
 		return nil
 	}})
-	return d.bytes, join(lost), err
+	return d.bytes, JoinRanges(lost), err
 }
 
 // without is an image with zeros where it is lost.

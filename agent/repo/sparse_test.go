@@ -137,7 +137,7 @@ func (l *sparseLayer) restoresAs(t testing.TB, r *Repo, id layers.ID, what strin
 		t.Errorf("%s: restore: %v", what, err)
 		return nil
 	}
-	lost = join(lost)
+	lost = JoinRanges(lost)
 	for b := range l.blocks {
 		off := b * layers.BlockSize
 		if slices.ContainsFunc(lost, func(r Range) bool { return off >= r.Off && off < r.Off+r.Len }) {

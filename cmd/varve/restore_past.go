@@ -1,9 +1,7 @@
 package main
 
 import (
-	"cmp"
 	"fmt"
-	"slices"
 
 	"varve/agent"
 	"varve/agent/repo"
@@ -13,7 +11,9 @@ import (
 // the person wants all else (--allow-damaged).
 type pastDamage struct {
 	*call
-	lost []repo.Loss
+	first error
+	lost  []repo.Range
+	limit int // of lost, before ranges that meet are joined
 }
 
 func (p *pastDamage) asked() bool { return p.Bool("allow-damaged") }
@@ -24,7 +24,14 @@ func (p *pastDamage) option() func(repo.Loss) error {
 		return nil
 	}
 	return func(l repo.Loss) error {
-		p.lost = append(p.lost, l)
+		if p.first == nil {
+			p.first = l.Err
+		}
+		p.lost = append(p.lost, l.Range)
+		if len(p.lost) > p.limit {
+			p.lost = repo.JoinRanges(p.lost)
+			p.limit = 2*len(p.lost) + 1<<10
+		}
 		return nil
 	}
 }
@@ -34,22 +41,12 @@ func (p *pastDamage) tell() error {
 	if len(p.lost) == 0 {
 		return nil
 	}
-	first := p.lost[0].Err
-	slices.SortFunc(p.lost, func(a, b repo.Loss) int { return cmp.Compare(a.Off, b.Off) })
-	off, end, total, count := p.lost[0].Off, p.lost[0].Off, int64(0), 0
-	put := func() {
-		tellRange(p.stderr, off, end-off)
-		total += end - off
-		count++
+	p.lost = repo.JoinRanges(p.lost)
+	total := int64(0)
+	for _, r := range p.lost {
+		tellRange(p.stderr, r.Off, r.Len)
+		total += r.Len
 	}
-	for _, l := range p.lost {
-		if l.Off > end {
-			put()
-			off = l.Off
-		}
-		end = max(end, l.Off+l.Len)
-	}
-	put()
 	return &agent.Error{Reason: agent.Corrupt, Message: fmt.Sprintf(
-		"backup restore: %d bytes in %d ranges are lost and read as zeros there, all else is restored; the first damage is: %v", total, count, first)}
+		"backup restore: %d bytes in %d ranges are lost and read as zeros there, all else is restored; the first damage is: %v", total, len(p.lost), p.first)}
 }
