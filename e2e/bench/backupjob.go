@@ -188,13 +188,25 @@ func (b *bench) backupStage(ctx context.Context, st stage, seed uint64, round in
 }
 
 // measure takes one stage on one peer.
-func (s *backupStand) measure(ctx context.Context, b *bench, st stage, changed int64, image *os.File) (metrics, error) {
+func (s *backupStand) measure(ctx context.Context, b *bench, st stage, changed int64, image *os.File) (m metrics, err error) {
 	if err := syncDisk(b.disk); err != nil {
 		return nil, err
+	}
+	if counts, ok := s.repository.(interface{ requests() int64 }); ok {
+		before := counts.requests()
+		defer func() {
+			if err == nil {
+				m[requests] = float64(counts.requests() - before)
+			}
+		}()
 	}
 	if st.restore {
 		return s.measureRestore(ctx, image)
 	}
+	return s.measureBackup(ctx, changed)
+}
+
+func (s *backupStand) measureBackup(ctx context.Context, changed int64) (metrics, error) {
 	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}

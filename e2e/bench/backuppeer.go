@@ -51,7 +51,9 @@ type repository interface {
 var backupPeers = []backupPeer{
 	{name: "varve", what: "volume, changes written through NBD", needs: []string{underTest, "nbdcopy"}, open: openVarveRepository("fastest")},
 	{name: "varve-default", what: "the same with `--compression default`", needs: []string{underTest, "nbdcopy"}, open: openVarveRepository("default")},
+	{name: "varve-s3", what: "as varve, " + countedS3About, needs: []string{underTest, "nbdcopy", gateway}, open: onS3(openVarveOnS3)},
 	{name: "restic", what: "defaults", needs: []string{"restic"}, open: openRestic},
+	{name: "restic-s3", what: "as restic, " + countedS3About, needs: []string{"restic", gateway}, open: onS3(openResticOnS3)},
 	{name: "borg", what: "defaults, repokey-blake2", needs: []string{"borg"}, open: openBorg(nil)},
 	{name: "borg-64k", what: "fixed chunks of 64 KiB, zstd 1, repokey-blake2", needs: []string{"borg"},
 		open: openBorg([]string{"--chunker-params", "fixed,65536", "--compression", "zstd,1"})},
@@ -101,10 +103,19 @@ func (r *commandRepository) compare(ctx context.Context, image *os.File) error {
 }
 
 func openRestic(ctx context.Context, b *bench, p places) (repository, error) {
+	return newResticRepository(ctx, p, p.repo)
+}
+
+func openResticOnS3(ctx context.Context, b *bench, p places, s3 *countedS3) (repository, error) {
+	return newResticRepository(ctx, p, "s3:"+s3.url+"/"+s3.bucket, gatewayEnv...)
+}
+
+func newResticRepository(ctx context.Context, p places, url string, env ...string) (repository, error) {
 	r := &commandRepository{
 		places: p,
-		env:    []string{"RESTIC_REPOSITORY=" + p.repo, "RESTIC_PASSWORD=" + passphrase, "RESTIC_CACHE_DIR=" + filepath.Join(p.home, "cache")},
-		save:   func(int) []string { return []string{"restic", "backup", "--quiet", p.image} },
+		env: append([]string{"RESTIC_REPOSITORY=" + url, "RESTIC_PASSWORD=" + passphrase,
+			"RESTIC_CACHE_DIR=" + filepath.Join(p.home, "cache")}, env...),
+		save: func(int) []string { return []string{"restic", "backup", "--quiet", p.image} },
 		load: func(int) []string {
 			return []string{"restic", "restore", "--quiet", "latest", "--target", filepath.Join(p.home, "restored")}
 		},

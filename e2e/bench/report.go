@@ -120,7 +120,7 @@ func (b *bench) reportBackups(w io.Writer) {
 		if !slices.ContainsFunc(b.Jobs, func(j jobEntry) bool { return j.Name == s.name }) {
 			continue
 		}
-		t := table{heads: []string{"peer", "wall s", "MiB/s", "CPU s", "peak RSS MiB", "added MB", "x changed", "objects added"}}
+		t := table{heads: []string{"peer", "wall s", "MiB/s", "CPU s", "peak RSS MiB", "added MB", "x changed", "objects added", "requests"}}
 		for _, p := range backupPeers {
 			t.add(p.name,
 				b.cell(s.name, p.name, "%.2f", wall),
@@ -129,7 +129,8 @@ func (b *bench) reportBackups(w io.Writer) {
 				b.scaled(s.name, p.name, rss, func(v float64) float64 { return v / (1 << 20) }),
 				b.scaled(s.name, p.name, added, func(v float64) float64 { return v / 1e6 }),
 				b.cell(s.name, p.name, "%.2f", perChanged),
-				b.cell(s.name, p.name, "%.0f", objects))
+				b.cell(s.name, p.name, "%.0f", objects),
+				b.cell(s.name, p.name, "%.0f", requests))
 		}
 		fmt.Fprintf(w, "\n### %s: %s\n\n", s.name, s.what)
 		t.write(w)

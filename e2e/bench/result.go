@@ -31,6 +31,7 @@ const (
 	stored       metric = "stored_bytes"
 	objects      metric = "added_objects"
 	perChanged   metric = "added_per_changed"
+	requests     metric = "requests"
 )
 
 // higherIsBetter tells the metrics that count what was done from those that

@@ -23,17 +23,23 @@ const (
 // openVarveRepository makes a target with this compression.
 func openVarveRepository(compression string) func(context.Context, *bench, places) (repository, error) {
 	return func(ctx context.Context, b *bench, p places) (repository, error) {
-		return newVarveRepository(ctx, b, p, compression)
+		return newVarveRepository(ctx, b, p, task{}, "file://"+p.repo, "--compression", compression)
 	}
 }
 
-func newVarveRepository(ctx context.Context, b *bench, p places, compression string) (repository, error) {
+func openVarveOnS3(ctx context.Context, b *bench, p places, s3 *countedS3) (repository, error) {
+	return newVarveRepository(ctx, b, p, task{env: gatewayEnv}, "s3://"+s3.bucket+"?region=us-east-1&endpoint="+s3.url)
+}
+
+// newVarveRepository adds the target at url as login does.
+func newVarveRepository(ctx context.Context, b *bench, p places, login task, url string, options ...string) (repository, error) {
 	d, err := startDaemon(ctx, b, p.home)
 	if err != nil {
 		return nil, err
 	}
 	r := &varveRepository{places: p, daemon: d}
-	_, err = d.run(ctx, "target", "add", targetName, "file://"+p.repo, "--compression", compression)
+	login.env = append(d.env(), login.env...)
+	_, err = login.run(ctx, d.binary, append([]string{"target", "add", targetName, url}, options...)...)
 	if err == nil {
 		_, err = d.run(ctx, "volume", "create", exportName, "--size", b.image.String())
 	}
