@@ -133,7 +133,13 @@ func TestBadClaims(t *testing.T) {
 	long := claimName{claim.Volume, 8, layers.NewID()}
 	bad := bytes.Clone(good)
 	bad[len(bad)-20] ^= 1
-	for name, b := range map[claimName][]byte{renamed: good, flipped: bad, long: make([]byte, maxBody+1)} {
+	// Nobody goes on from a backup of the same epoch, or of a later one.
+	same, later := claim, claim
+	same.ID, same.Epoch, same.After.Epoch = layers.NewID(), 9, 9
+	later.ID, later.Epoch, later.After.Epoch = layers.NewID(), 10, 11
+	for name, b := range map[claimName][]byte{
+		renamed: good, flipped: bad, long: make([]byte, maxBody+1), same.name(): r.sealClaim(&same), later.name(): r.sealClaim(&later),
+	} {
 		if err := store.Put(ctx, name.String(), b); err != nil {
 			t.Fatal(err)
 		}
@@ -158,12 +164,12 @@ func TestBadClaims(t *testing.T) {
 	for _, f := range report.Findings {
 		named[f.Object] = true
 	}
-	for _, name := range []claimName{renamed, flipped, long} {
+	for _, name := range []claimName{renamed, flipped, long, same.name(), later.name()} {
 		if !named[name.String()] {
 			t.Errorf("an audit does not name %s", name)
 		}
 	}
-	if len(named) != 3 {
+	if len(named) != 5 {
 		t.Errorf("an audit names %v", named)
 	}
 }

@@ -39,6 +39,8 @@ func TestForks(t *testing.T) {
 		{"the side that was taken over further is told by its heir", "a1 A 1 1 - -, a3 A 1 3 - a1, c4 C 3 4 c b2", "b B 2 a1:1:1, c C 3 b2:2:2", "a1: A=a3 C=c4"},
 		{"a copied volume, and nobody took it over", "a1 A 1 1 - -, a2 A 1 2 - a1, x2 X 1 2 - a1, x3 X 1 3 - x2", "", "a1: A=a2 X=x2+x3"},
 		{"a host that got another name", "a1 A 1 1 - -, a2 B 1 2 - a1, a3 B 1 3 - a2", "", ""},
+		{"the root that was taken over from cannot be read", "a1 A 1 1 - -, ?2 - 0 0 - -, a3 A 1 3 - a1, c4 C 3 4 c ?2", "b B 2 a1:1:1, c C 3 ?2:2:2", "a1: A=a3 C=c4"},
+		{"a backup that says it is of the claim that goes on from it", "a1 A 1 1 - -, b2 B 1 2 b a1, b3 B 2 3 b b2", "b B 2 b2:1:2", ""},
 		{"a root that cannot be read", "a1 A 1 1 - -, ?2 - 0 0 - -, b3 B 2 3 b a1", "b B 2 a1:1:1", ""},
 	} {
 		names := map[layers.ID]string{}

@@ -8,6 +8,7 @@ import (
 	"iter"
 	"math/rand/v2"
 	"slices"
+	"strings"
 	"testing"
 
 	"varve/agent/object"
@@ -53,7 +54,12 @@ func TestMatcher(t *testing.T) {
 			}
 		}
 		m.enter(run{6 * spanBlocks, spanBlocks})
-		if got := m.match(nil, []int64{6 * spanBlocks}, []uint32{'a'}); got != nil {
+		var blocks []int64
+		var sums []uint32
+		for j, r := range strings.ReplaceAll(calls[0].sums, ".", "") {
+			blocks, sums = append(blocks, 6*spanBlocks+100+int64(j)), append(sums, uint32(r))
+		}
+		if got := m.match(nil, blocks, sums); got != nil {
 			t.Errorf("%s: %v in another span", name, got)
 		}
 	}
@@ -176,6 +182,9 @@ func TestResumeWithRepeats(t *testing.T) {
 		if again != nil {
 			t.Fatalf("%d puts: %v", puts, again)
 		}
+		if packs > 0 && cut.packs+rest.packs > packs+buffersMax {
+			t.Errorf("%d puts: %d packs, then %d, want %d in all", puts, cut.packs, rest.packs, packs)
+		}
 		if b.Logical != int64(len(v.bytes)) {
 			t.Errorf("%d puts: it says %d bytes of data, want %d", puts, b.Logical, len(v.bytes))
 		}
@@ -277,5 +286,49 @@ func TestFrameHolds(t *testing.T) {
 				t.Errorf("block %d at %d: %t, want %t", block, at, got, want)
 			}
 		}
+	}
+}
+
+// What a trailer says of repeats lies within its frame and the volume.
+func TestTrailerRefusesRepeats(t *testing.T) {
+	trailer := func(repeats ...repeat) []byte {
+		return appendTrailer(nil, fixedID, []section{{kind: sectionFrame, blocks: 4, stored: 4*layers.BlockSize + tagSize, runs: []run{{10, 4}}, repeats: repeats}})
+	}
+	for what, b := range map[string][]byte{
+		"a place behind the frame": trailer(repeat{run{100, 1}, 4}),
+		"one that ends behind it":  trailer(repeat{run{100, 3}, 2}),
+		"one of no blocks":         trailer(repeat{run{100, 0}, 2}),
+		"before the volume":        trailer(repeat{run{-1, 2}, 1}),
+		"behind all volumes":       trailer(repeat{run{maxBlocks + 1, 2}, 1}),
+		"the second of two":        trailer(repeat{run{100, 2}, 1}, repeat{run{200, 2}, 3}),
+		"more than there can be":   binary.AppendUvarint(trailer(repeat{run{100, 1}, 0})[:len(trailer())], 1<<40),
+	} {
+		if _, sections, err := parseTrailer(b); err == nil {
+			t.Errorf("%s: %+v", what, sections)
+		}
+	}
+	if _, sections, err := parseTrailer(trailer(repeat{run{0, 4}, 0}, repeat{run{maxBlocks, 1}, 3})); err != nil || len(sections[0].repeats) != 2 {
+		t.Errorf("the first block and the last: %+v, %v", sections, err)
+	}
+}
+
+// A leaf names no frame that was stored before its own: a match that would have
+// it do so is not taken.
+func TestRepeatOfAnotherLeaf(t *testing.T) {
+	w := &writer{root: new(root), leaf: &leaf{first: spanBlocks, blocks: spanBlocks}}
+	key := &volumeKey{ref: keyRef{fixedID, firstEpoch, 1}, suite: suiteOpen}
+	w.data.begin(inData, objectID{1}, fixedID, key, nil)
+	add := func(r run) {
+		w.data.add(make([]byte, r.count*layers.BlockSize), section{kind: sectionFrame, blocks: uint8(r.count), runs: []run{r}})
+	}
+	add(run{0, 32})
+	add(run{spanBlocks, 32})
+	w.leaf.add(packRef{objectID{1}, key.ref}, frameRef{number: 1, blocks: 32}, []run{{spanBlocks, 32}})
+	if w.repeat([]match{{run{spanBlocks + 50, 8}, 8}}) || len(w.leaf.pieces) != 1 || len(w.data.repeats) != 0 {
+		t.Errorf("blocks of another span are repeated: %+v", w.leaf.pieces)
+	}
+	want := piece{block: spanBlocks + 50, count: 8, frame: 0, at: 3}
+	if !w.repeat([]match{{run{spanBlocks + 50, 8}, spanBlocks + 3}}) || len(w.leaf.pieces) != 2 || w.leaf.pieces[1] != want {
+		t.Errorf("blocks of the same span: %+v, want %+v", w.leaf.pieces, want)
 	}
 }
