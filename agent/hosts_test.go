@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"fmt"
+	"io/fs"
 	"slices"
 	"strings"
 	"sync"
@@ -286,6 +287,51 @@ func TestBadEntriesHideNoOther(t *testing.T) {
 	}
 	if b := must(two.Backup(t.Context(), "inc"))(t); b.Status != catalog.Available || b.FailReason != "" {
 		t.Errorf("put right: status %s, reason %q", b.Status, b.FailReason)
+	}
+}
+
+// C2, C3: a backup that is damaged keeps its name in the list, and goes from it
+// when another host has deleted it; one that this host failed to make stays.
+func TestADamagedBackupThatAnotherHostDeletedGoes(t *testing.T) {
+	w1, one, w2, two := twoHosts(t)
+	full := must(one.Backup(t.Context(), "full"))(t)
+	store := w1.store(url("t1")).Store
+	for info, err := range store.List(t.Context(), "v/") {
+		if err == nil && strings.Contains(info.Name, "/b/") && strings.Contains(info.Name, full.ID.String()) {
+			err = store.Put(t.Context(), info.Name, []byte("not a root"))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	createVolume(t, two, "w", mib)
+	write(t, two, "w", 3, 0, mib)
+	w2.store(url("t1")).on(func(_ context.Context, op, name string) error {
+		if op == "put" && strings.HasPrefix(name, "p/") {
+			return fs.ErrPermission
+		}
+		return nil
+	})
+	_, op, err := two.CreateBackup(t.Context(), NewBackup{Volume: "w", Name: "failed"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if last := finish(t, two, op); last.State != catalog.Failed {
+		t.Fatalf("the backup %s, want failed", last.State)
+	}
+	w2.store(url("t1")).on(nil)
+	for _, want := range [][]string{{"failed error", "full error", "inc available"}, {"failed error", "inc available"}} {
+		if err := two.SyncTarget(t.Context(), "t1"); err != nil {
+			t.Fatal(err)
+		}
+		got := backupNames(t, two)
+		slices.Sort(got)
+		if !slices.Equal(got, want) {
+			t.Errorf("two sees %q, want %q", got, want)
+		}
+		if len(want) == 3 {
+			succeed(t, one, must(one.DeleteBackup(t.Context(), "full", true))(t))
+		}
 	}
 }
 

@@ -83,7 +83,7 @@ func (a *Agent) pull(ctx context.Context, t catalog.Target, r *repo.Repo, depth 
 	}
 	return a.update(func(tx *catalog.Tx) error {
 		for _, id := range gone {
-			if b, err := catalog.Backups.Get(tx, id); err == nil && b.Status == catalog.Available {
+			if b, err := catalog.Backups.Get(tx, id); err == nil && stored(b) {
 				if err := catalog.Backups.Delete(tx, id); err != nil {
 					return err
 				}
@@ -150,12 +150,12 @@ func fromRepository(b repo.Backup, target layers.ID) catalog.Backup {
 	}
 }
 
-// vanished returns the known backups that are not listed and, since a list may
-// lag, not there when asked for by name either.
+// vanished returns the known backups that were in the target, are not listed and,
+// since a list may lag, not there when asked for by name either.
 func vanished(ctx context.Context, r *repo.Repo, known map[layers.ID]catalog.Backup, there map[layers.ID]bool) ([]layers.ID, error) {
 	var gone []layers.ID
 	for id, b := range known {
-		if there[id] || b.Status != catalog.Available {
+		if there[id] || !stored(b) {
 			continue
 		}
 		_, err := r.Backup(ctx, id)
@@ -167,6 +167,18 @@ func vanished(ctx context.Context, r *repo.Repo, known map[layers.ID]catalog.Bac
 		}
 	}
 	return gone, nil
+}
+
+// stored reports whether a backup is in its target as far as this host knows,
+// and nothing here is at work on it. One that failed to be made has no number.
+func stored(b catalog.Backup) bool {
+	switch b.Status {
+	case catalog.Available:
+		return true
+	case catalog.Error, catalog.ErrorDeleting:
+		return b.Number > 0
+	}
+	return false
 }
 
 // mirror records one backup as the target has it, and keeps what only this
@@ -189,6 +201,10 @@ func mirror(tx *catalog.Tx, b catalog.Backup, known map[layers.ID]catalog.Backup
 	switch old.Status {
 	case catalog.Creating, catalog.Deleting, catalog.Restoring, catalog.ErrorDeleting:
 		return nil
+	}
+	if b.Status == catalog.Error && stored(old) { // Its root cannot be read: it is what it was.
+		old.Status, old.FailReason, old.Protected = b.Status, b.FailReason, b.Protected
+		return catalog.Backups.Put(tx, old)
 	}
 	b.TempSnapshotID, b.Duration = old.TempSnapshotID, old.Duration
 	b.Damage, b.DamageMode = old.Damage, old.DamageMode

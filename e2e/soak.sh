@@ -36,6 +36,7 @@ part ./agent/repo 'TestHosts'
 part ./e2e 'TestPowerLoss|TestRandom|TestBrokenDisk|TestFullDisk'
 part ./e2e 'TestKill$|TestKillDuring'
 part ./e2e 'TestKillCopies'
+ROUNDS=$SEEDS part ./e2e 'TestTwoHosts$'
 part ./agent/repo 'TestResume|TestRestoreGoesOn' -count 20
 
 echo

@@ -48,8 +48,8 @@ type Backup struct {
 const listAhead = 8
 
 // Backups yields every backup that is not deleted, oldest first within each
-// volume. A damaged one is yielded as an error that names it, with the ID and
-// the Volume of its name, and never hides the others. An object whose name is not
+// volume. A damaged one is yielded as an error that names it, with what its name
+// says (ID, Volume, Epoch and Number), and never hides the others. An object whose name is not
 // of this format is not a backup: it is passed over.
 func (r *Repo) Backups(ctx context.Context) iter.Seq2[Backup, error] {
 	return r.NewBackups(ctx, func(layers.ID) bool { return false })
@@ -111,7 +111,8 @@ func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(lay
 			continue // pruned: the listing lags
 		}
 		if a.err != nil {
-			a.backup = Backup{ID: root.name.backup, Volume: root.name.volume, Protected: root.held}
+			name := root.name
+			a.backup = Backup{ID: name.backup, Volume: name.volume, Epoch: name.epoch, Number: name.seq, Protected: root.held}
 			a.err = fmt.Errorf("backup %s: %w", root.name.backup, a.err)
 		}
 		if !yield(a.backup, a.err) {
