@@ -65,7 +65,7 @@ func (d *rawDevice) WriteAt(p []byte, off int64) (int, error) {
 }
 
 // zeroPiece is written where the file system has no other way to make zeros.
-var zeroPiece = make([]byte, 1<<20)
+var zeroPiece [1 << 20]byte
 
 // WriteZeroes punches a hole, or writes zeros where that is not possible.
 func (d *rawDevice) WriteZeroes(off, n int64) error {
