@@ -182,3 +182,12 @@ func BenchmarkRead(b *testing.B) {
 		}
 	}
 }
+
+// BenchmarkPassphrase stretches a passphrase. What a process that has just begun
+// takes is told by -benchtime 1x: later ones find their memory in the heap.
+func BenchmarkPassphrase(b *testing.B) {
+	salt := make([]byte, 32)
+	for b.Loop() {
+		stretchPassphrase(secret, salt, defaultCost)
+	}
+}

@@ -6,12 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
-	"runtime/debug"
-	"sync"
 	"time"
 	"unicode/utf8"
-
-	"golang.org/x/crypto/argon2"
 
 	"varve/layers"
 )
@@ -124,24 +120,12 @@ func (s *slot) sum(master [32]byte) []byte {
 	return headMAC(b[:len(b)-tagSize-4], kdf("slot", master[:]))
 }
 
-// stretching lets one argon2id run at a time: each takes as much memory as its
-// slot says.
-var stretching sync.Mutex
-
 // key is what the master key is wrapped with.
 func (s *slot) key(secret slotSecret) []byte {
 	var key [32]byte
 	switch s.kind {
 	case SlotPassphrase:
-		stretching.Lock()
-		defer stretching.Unlock()
-		derived := argon2.IDKey([]byte(secret.text), s.salt[:], s.cost.passes, s.cost.memory, s.cost.threads, 32)
-		if s.cost.memory >= defaultCost.memory {
-			// Its memory would stay with the process, and count double when the
-			// collector next sets a goal. Who waits for the key does not wait for this.
-			go debug.FreeOSMemory()
-		}
-		return derived
+		return stretchPassphrase(secret.text, s.salt[:], s.cost)
 	case SlotKeyFile:
 		key = kdf("slot key file", s.salt[:], []byte(secret.text))
 	case SlotRecovery:
