@@ -3,9 +3,12 @@ package swift_test
 import (
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -62,6 +65,49 @@ func stub(t *testing.T, answer http.HandlerFunc) object.Store {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// A server that no longer knows a token may close the connection in the middle of
+// an upload: the store asks, logs in again, and sends it once more.
+func TestUploadIsCutOffForItsToken(t *testing.T) {
+	var url string
+	var mu sync.Mutex
+	logins, puts := 0, 0
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		mu.Lock()
+		defer mu.Unlock()
+		known := r.Header.Get("X-Auth-Token") == fmt.Sprint("token ", logins)
+		switch {
+		case r.URL.Path == "/auth/v1.0":
+			logins++
+			w.Header().Set("X-Auth-Token", fmt.Sprint("token ", logins))
+			w.Header().Set("X-Storage-Url", url+"/v1/AUTH_x")
+		case r.Method == http.MethodPut && puts == 0:
+			puts++
+			logins += 100 // its token is forgotten
+			panic(http.ErrAbortHandler)
+		case !known:
+			w.WriteHeader(http.StatusUnauthorized)
+		case r.Method == http.MethodPut:
+			puts++
+			w.Header().Set("Etag", r.Header.Get("Etag"))
+			w.WriteHeader(http.StatusCreated)
+		}
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0)
+	url = "http://" + server.Listener.Addr().String()
+	server.Start()
+	t.Cleanup(server.Close)
+	s, err := swift.Open(t.Context(), object.URL{Scheme: "swift", Container: "c"}, map[string]string{"ST_AUTH": url + "/auth/v1.0", "ST_USER": "u", "ST_KEY": "k"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = s.Put(t.Context(), "a", objecttest.Bytes(1, 1<<20))
+	mu.Lock()
+	defer mu.Unlock()
+	if err != nil || puts != 2 || logins != 102 {
+		t.Errorf("%v after %d uploads and %d log-ins", err, puts, logins-100)
+	}
 }
 
 func TestServerBusy(t *testing.T) {

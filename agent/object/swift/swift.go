@@ -24,6 +24,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/ncw/swift/v2"
 
@@ -116,11 +117,26 @@ func (s *store) do(ctx context.Context, op, name string, f func(context.Context,
 		if err == nil || err == io.EOF {
 			return err
 		}
-		if status(err) != http.StatusUnauthorized || again {
+		if again || !s.forgotten(ctx, session, op, err) {
 			return s.fail(ctx, op, name, err)
 		}
 		s.session.CompareAndSwap(session, nil)
 	}
+}
+
+// askTime bounds how long the server may take to say whether it knows a token.
+const askTime = 10 * time.Second
+
+// forgotten reports whether the server no longer knows the token. Swift does not
+// wait for the rest of an upload that it refuses: who sends one may see a closed
+// connection in place of the answer, and asks without a body.
+func (s *store) forgotten(ctx context.Context, session *session, op string, err error) bool {
+	if cause := object.NetworkCause(ctx, err); session != nil && op == "put" && cause != nil && object.TemporaryNetwork(cause) {
+		ctx, stop := context.WithTimeout(ctx, askTime)
+		defer stop()
+		err = s.probe(ctx, session.conn)
+	}
+	return status(err) == http.StatusUnauthorized
 }
 
 // key returns the name of the object in the container.
