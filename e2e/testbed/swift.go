@@ -152,8 +152,13 @@ func startSwift(b *bed, auth, filters string) (*SwiftServer, error) {
 	return s, nil
 }
 
+// swiftDefaults is what all parts have. Swift waits a fraction of a second for
+// its parts, and then answers 503, or lets a listing lag: on a busy machine that
+// would be an answer to it and not to the test.
 func swiftDefaults(folder, user string, port int) string {
 	return fmt.Sprintf(`[DEFAULT]
+conn_timeout = 60
+node_timeout = 60
 bind_ip = 127.0.0.1
 bind_port = %d
 swift_dir = %s
@@ -172,6 +177,7 @@ func partConfig(folder, kind string) string {
 	return fmt.Sprintf(`devices = %[1]s/dev
 mount_check = false
 disable_fallocate = true
+container_update_timeout = 60
 [pipeline:main]
 pipeline = %[2]s-server
 [app:%[2]s-server]
@@ -182,9 +188,9 @@ recon_cache_path = %[1]s
 `, folder, kind)
 }
 
-// proxyConfig is the proxy's configuration. With its usual limit the proxy asks a
+// proxyConfig is the proxy's configuration. With its usual limits the proxy asks a
 // node that failed ten times no more for a minute, also if it has come back, and
-// there is no other.
+// there is no other; nor the memory of its tokens.
 func proxyConfig(cachePort int, auth string) string {
 	filters := []string{"catch_errors", "gatekeeper", "listing_formats", "bulk", "copy", "slo", "dlo", "symlink"}
 	var out strings.Builder
@@ -194,12 +200,16 @@ pipeline = catch_errors gatekeeper cache listing_formats bulk %s copy slo dlo sy
 use = egg:swift#proxy
 allow_account_management = true
 account_autocreate = true
-node_timeout = 60
 recoverable_node_timeout = 60
 error_suppression_limit = 1000000
 [filter:cache]
 use = egg:swift#memcache
 memcache_servers = 127.0.0.1:%d
+memcache_max_connections = 64
+connect_timeout = 60
+pool_timeout = 60
+io_timeout = 60
+error_suppression_limit = 1000000
 [filter:s3api]
 use = egg:swift#s3api
 s3_acl = no

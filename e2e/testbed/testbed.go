@@ -37,9 +37,9 @@ import (
 	"time"
 )
 
-// startLimit is how long a server may take until it answers. They need a tenth
+// startLimit is how long a server may take until it answers. They need a thirtieth
 // of it on an idle machine.
-const startLimit = 2 * time.Minute
+const startLimit = 5 * time.Minute
 
 // Require skips the test, or fails it if STRICT=1, unless the programs are in
 // PATH. A name with a slash is a file that must exist.
