@@ -75,7 +75,8 @@ func TestDeleteInAStorm(t *testing.T) {
 		if left := listed(t, s); len(left) > 0 {
 			t.Errorf("left: %q", left)
 		}
-		if want := map[bool]int{true: 3, false: 180}[bulk]; deletions != want {
+		// A few more if the server itself was busy.
+		if want := map[bool]int{true: 3, false: 180}[bulk]; deletions < want || deletions > want+9 {
 			t.Errorf("%d requests with two of three refused, bulk %v; want %d", deletions, bulk, want)
 		}
 	}

@@ -19,7 +19,7 @@ func TestDeleteInAStorm(t *testing.T) {
 		env := server.EnvVia(strings.TrimPrefix(proxy.URL, "http://"))
 		s := object.Retry(object.Limit(create(t, env), 16), object.Policy{Base: 1})
 		var names []string
-		for i := range 40 {
+		for i := range 20 {
 			names = append(names, fmt.Sprintf("p/%03d", i))
 			if err := s.Put(t.Context(), names[i], []byte("x")); err != nil {
 				t.Fatal(err)
@@ -41,7 +41,8 @@ func TestDeleteInAStorm(t *testing.T) {
 			t.Fatal(err)
 		}
 		proxy.Set(nil)
-		if want := map[bool]int{true: 3, false: 120}[bulk]; deletions != want {
+		// A few more if the server itself was busy.
+		if want := map[bool]int{true: 3, false: 60}[bulk]; deletions < want || deletions > want+9 {
 			t.Errorf("%d requests with two of three refused, bulk %v; want %d", deletions, bulk, want)
 		}
 		for _, name := range names {
