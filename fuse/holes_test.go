@@ -54,7 +54,8 @@ func TestSeek(t *testing.T) {
 	m := mountTest(t, s)
 	fd := m.open("v", "sparse", "disk.raw")
 	seek := func(fd int, off int64, whence int) int64 {
-		got, err := unix.Seek(fd, off, whence)
+		var got int64
+		err := again(func() (err error) { got, err = unix.Seek(fd, off, whence); return err })
 		if err == unix.ENXIO {
 			return -1
 		}

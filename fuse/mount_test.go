@@ -81,7 +81,7 @@ func (m *testMount) path(names ...string) string {
 // open opens a file for reading and closes it at the end of the test.
 func (m *testMount) open(names ...string) int {
 	m.t.Helper()
-	fd, err := unix.Open(m.path(names...), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	fd, err := openFile(m.path(names...), unix.O_RDONLY)
 	if err != nil {
 		m.t.Fatalf("open %s: %v", names, err)
 	}
@@ -106,7 +106,7 @@ func (m *testMount) close(fd int) {
 func (m *testMount) stat(names ...string) unix.Stat_t {
 	m.t.Helper()
 	var st unix.Stat_t
-	if err := unix.Lstat(m.path(names...), &st); err != nil {
+	if err := again(func() error { return unix.Lstat(m.path(names...), &st) }); err != nil {
 		m.t.Fatalf("stat %s: %v", names, err)
 	}
 	return st
@@ -115,7 +115,27 @@ func (m *testMount) stat(names ...string) unix.Stat_t {
 // statErr returns the error of looking at a path, nil if it is there.
 func (m *testMount) statErr(names ...string) error {
 	var st unix.Stat_t
-	return unix.Lstat(m.path(names...), &st)
+	return again(func() error { return unix.Lstat(m.path(names...), &st) })
+}
+
+// again makes a system call until no signal ends it. Go's runtime sends some to
+// its own threads, and a mount whose answer is late then says EINTR.
+func again(call func() error) error {
+	for {
+		if err := call(); err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+func openFile(path string, flags int) (fd int, err error) {
+	err = again(func() (err error) { fd, err = unix.Open(path, flags|unix.O_CLOEXEC, 0); return err })
+	return fd, err
+}
+
+func pread(fd int, p []byte, off int64) (n int, err error) {
+	err = again(func() (err error) { n, err = unix.Pread(fd, p, off); return err })
+	return n, err
 }
 
 // patience bounds what a test waits for. Nothing is expected to take that long.
@@ -227,7 +247,7 @@ func TestSizes(t *testing.T) {
 			t.Errorf("size %d: read %d bytes, or other ones", size, n)
 		}
 		for _, off := range []int{size, size + 1, size + 1<<20} {
-			if n, err := unix.Pread(fd, got, int64(off)); n != 0 || err != nil {
+			if n, err := pread(fd, got, int64(off)); n != 0 || err != nil {
 				t.Errorf("size %d: read past the end at %d: %d, %v", size, off, n, err)
 			}
 		}
@@ -240,10 +260,7 @@ func TestSizes(t *testing.T) {
 func readAll(t *testing.T, fd int, p []byte) int {
 	t.Helper()
 	for total := 0; ; {
-		n, err := unix.Pread(fd, p[total:], int64(total))
-		if err == unix.EINTR {
-			continue
-		}
+		n, err := pread(fd, p[total:], int64(total))
 		if err != nil {
 			t.Fatalf("read at %d: %v", total, err)
 		}

@@ -22,13 +22,13 @@ func TestTakeOver(t *testing.T) {
 	dir := t.TempDir()
 	kill := serve(t, dir)
 	disk := filepath.Join(dir, "v", "a", "disk.raw")
-	fd, err := unix.Open(disk, unix.O_RDONLY|unix.O_DIRECT, 0)
+	fd, err := openFile(disk, unix.O_RDONLY|unix.O_DIRECT)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer unix.Close(fd)
 	kill()
-	if _, err := unix.Pread(fd, make([]byte, 10), 0); err != unix.ENOTCONN && err != unix.ECONNABORTED {
+	if _, err := pread(fd, make([]byte, 10), 0); err != unix.ENOTCONN && err != unix.ECONNABORTED {
 		t.Errorf("read from the dead mount: %v", err)
 	}
 
@@ -63,7 +63,7 @@ func TestUnmountOfAnother(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { unix.Unmount(foreign, 0) })
-	fd, err := unix.Open(filepath.Join(live, "v", "a", "disk.raw"), unix.O_RDONLY|unix.O_DIRECT, 0)
+	fd, err := openFile(filepath.Join(live, "v", "a", "disk.raw"), unix.O_RDONLY|unix.O_DIRECT)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -75,7 +75,7 @@ func TestUnmountOfAnother(t *testing.T) {
 			t.Errorf("after unmounting: %+v, %v", top, err)
 		}
 	}
-	if n, err := unix.Pread(fd, make([]byte, 4096), 0); n != 4096 || err != nil {
+	if n, err := pread(fd, make([]byte, 4096), 0); n != 4096 || err != nil {
 		t.Errorf("a file that was open: %d bytes, %v", n, err)
 	}
 	unix.Close(fd)

@@ -100,7 +100,7 @@ func TestAbort(t *testing.T) {
 	}
 	m.Wait()
 	s.waitIdle(t)
-	if _, err := unix.Pread(fd, make([]byte, 10), 0); err == nil {
+	if _, err := pread(fd, make([]byte, 10), 0); err == nil {
 		t.Error("the aborted mount still reads")
 	}
 	// What it leaves is stale, and taken over.
