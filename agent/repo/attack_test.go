@@ -147,7 +147,7 @@ func (x *rich) crash(t *testing.T, v *volume, parent layers.ID) {
 	r.packTarget = 16 << 10
 	fillNoise(t, v)
 	_, err = r.Create(t.Context(), Job{
-		ID: layers.NewID(), Volume: v.id, Parent: parent, Source: slow{v.source(), 3 * time.Minute}, Changes: v.changes(),
+		ID: layers.NewID(), Volume: v.id, Parent: parent, Source: slowly(v.source(), 3*time.Minute), Changes: v.changes(),
 		Checkpoint: func(Checkpoint) error { return nil },
 	})
 	if !errors.Is(err, errStopped) {

@@ -69,7 +69,7 @@ func TestPruneLeavesARunningBackupAlone(t *testing.T) {
 			}
 		}()
 		id, began := layers.NewID(), time.Now()
-		_, err = r.Create(t.Context(), Job{ID: id, Volume: v.id, Parent: parent.ID, Source: slow{v.source(), 9 * time.Hour}, Changes: v.changes()})
+		_, err = r.Create(t.Context(), Job{ID: id, Volume: v.id, Parent: parent.ID, Source: slowly(v.source(), time.Hour), Changes: v.changes()})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -186,7 +186,7 @@ func TestABackupWithoutItsParentIsRefused(t *testing.T) {
 				}
 				defer writer.Close()
 				b, err := writer.Create(t.Context(), Job{
-					ID: layers.NewID(), Volume: v.id, Parent: parent.ID, Source: slow{v.source(), 6 * time.Minute}, Changes: v.changes(),
+					ID: layers.NewID(), Volume: v.id, Parent: parent.ID, Source: slowly(v.source(), 6*time.Minute), Changes: v.changes(),
 				})
 				if !stood {
 					t.Fatalf("%s: the writer was not held up: %v", where, err)

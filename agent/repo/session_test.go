@@ -18,14 +18,21 @@ import (
 	"varve/layers"
 )
 
-// slow is a source whose reads take as long as sleep says.
+// slow is a source whose reads take as long as sleep says, one after the other:
+// how many workers a backup has does not matter then.
 type slow struct {
 	layers.Layer
 	sleep time.Duration
+	turn  chan struct{}
 }
 
+// slowly returns a slow source, of the bubble that it is called in.
+func slowly(l layers.Layer, sleep time.Duration) slow { return slow{l, sleep, make(chan struct{}, 1)} }
+
 func (s slow) ReadAt(p []byte, off int64) (int, error) {
+	s.turn <- struct{}{}
 	time.Sleep(s.sleep)
+	<-s.turn
 	return s.Layer.ReadAt(p, off)
 }
 
@@ -57,8 +64,8 @@ func TestSessionIsRenewedAndSwept(t *testing.T) {
 		v := newVolume(4 << 20)
 		v.write(0, bytes.Repeat([]byte("data"), 1<<20))
 		first := layers.NewID()
-		// 32 frames, three at a time: some hours.
-		_, err := r.Create(t.Context(), Job{ID: first, Volume: v.id, Source: slow{v.source(), 6 * time.Minute}})
+		// 1024 blocks, each a read, and 31 times 4 that are looked at again: two hours.
+		_, err := r.Create(t.Context(), Job{ID: first, Volume: v.id, Source: slowly(v.source(), 6*time.Second)})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -76,7 +83,7 @@ func TestSessionIsRenewedAndSwept(t *testing.T) {
 		}
 
 		time.Sleep(30 * time.Minute) // too soon
-		short := Job{ID: layers.NewID(), Volume: v.id, Source: slow{v.source(), 500 * time.Millisecond}}
+		short := Job{ID: layers.NewID(), Volume: v.id, Source: slowly(v.source(), 100*time.Millisecond)}
 		if _, err := r.Create(t.Context(), short); err != nil {
 			t.Fatal(err)
 		}
@@ -84,7 +91,7 @@ func TestSessionIsRenewedAndSwept(t *testing.T) {
 			t.Errorf("after a backup of seconds: sessions %q, want those before, %q", left, sessions)
 		}
 		long := func() Job {
-			return Job{ID: layers.NewID(), Volume: v.id, Source: slow{v.source(), time.Second}}
+			return Job{ID: layers.NewID(), Volume: v.id, Source: slowly(v.source(), 500*time.Millisecond)}
 		}
 		if _, err := r.Create(t.Context(), long()); err != nil {
 			t.Fatal(err)
@@ -121,7 +128,7 @@ func TestBackupWithoutARenewedSessionStops(t *testing.T) {
 		v := newVolume(1 << 20)
 		v.write(0, bytes.Repeat([]byte("data"), 1<<18))
 		id := layers.NewID()
-		_, err := r.Create(t.Context(), Job{ID: id, Volume: v.id, Source: slow{v.source(), 10 * time.Hour}})
+		_, err := r.Create(t.Context(), Job{ID: id, Volume: v.id, Source: slowly(v.source(), time.Hour)})
 		if err == nil || !strings.Contains(err.Error(), "session") {
 			t.Fatalf("a backup of days without a session: %v", err)
 		}

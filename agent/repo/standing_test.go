@@ -168,7 +168,7 @@ func TestSessionIsRenewedBeforeTheCommit(t *testing.T) {
 				if long {
 					pause = 6 * time.Minute // with a session before the sleep
 				}
-				b, err := r.Create(t.Context(), Job{ID: layers.NewID(), Volume: v.id, Source: slow{v.source(), pause}})
+				b, err := r.Create(t.Context(), Job{ID: layers.NewID(), Volume: v.id, Source: slowly(v.source(), pause)})
 				if err != nil {
 					t.Fatal(err)
 				}
