@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"varve/agent/object"
 	"varve/layers"
 )
 
@@ -23,7 +24,7 @@ func (a *audit) checkSmall(ctx context.Context) error {
 				return errors.Join(fmt.Errorf("list %s: %w", prefix, err), g.Wait())
 			}
 			if limit, parse := a.smallObject(info.Name); parse != nil {
-				g.Go(func() error { return a.checkOne(ctx, info.Name, limit, parse) })
+				g.Go(func() error { return a.checkOne(ctx, info, limit, parse) })
 			}
 		}
 	}
@@ -103,14 +104,19 @@ func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error)
 // maxBody is more than a session or a tombstone takes.
 const maxBody = 64 << 10
 
-func (a *audit) checkOne(ctx context.Context, name string, limit int64, parse func([]byte) error) error {
-	b, err := a.repo.readAll(ctx, name, limit)
+// checkOne reads an object as long as a listing has it, which is far less than
+// it may have; all that it may have, if it goes on.
+func (a *audit) checkOne(ctx context.Context, listed object.Info, limit int64, parse func([]byte) error) error {
+	b, err := a.repo.readAll(ctx, listed.Name, min(listed.Size, limit))
+	if errors.Is(err, ErrCorrupt) && listed.Size < limit {
+		b, err = a.repo.readAll(ctx, listed.Name, limit)
+	}
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // removed since
 	}
 	if err == nil {
 		if err = parse(b); err != nil {
-			err = damaged(name, 0, err)
+			err = damaged(listed.Name, 0, err)
 		}
 	}
 	_, err = a.note(err)
