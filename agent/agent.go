@@ -94,6 +94,7 @@ type Agent struct {
 	moving       chan struct{}  // a place for each operation that moves data
 	insistence   insistence     // how operations wait for a target that is away
 	restoreEvery int64          // bytes from one checkpoint of a restore to the next
+	leaveWithin  time.Duration  // how long a client that has ended is waited for
 	room         roomWatch
 	copy         catalogCopy
 	courtesy     *courtesy
@@ -192,6 +193,7 @@ func newAgent(ctx context.Context, c Config, lock *stateLock, cat *catalog.Catal
 		moving:       make(chan struct{}, maxMoving),
 		insistence:   cmp.Or(c.insistence, usualInsistence),
 		restoreEvery: cmp.Or(c.restoreEvery, restoreEvery),
+		leaveWithin:  usualLeave,
 		courtesy:     &courtesy{requests: c.GuestRequests},
 		volumes:      map[layers.ID]*volume{},
 		devices:      map[layers.ID]*attached{},

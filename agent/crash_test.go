@@ -36,7 +36,7 @@ func TestDaemonDiesDuringABackup(t *testing.T) {
 		}
 		select {
 		case <-reached:
-		case <-a.runningOperation(op.ID).ended:
+		case <-ended(a, op):
 			if put < 3 {
 				t.Errorf("a backup makes %d writes", put-1)
 			}

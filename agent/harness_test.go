@@ -269,6 +269,17 @@ func finish(t testing.TB, a *Agent, op catalog.Operation) catalog.Operation {
 	return last
 }
 
+// ended is closed when an operation has ended, also if nobody remembers it as
+// running any more.
+func ended(a *Agent, op catalog.Operation) <-chan struct{} {
+	if running := a.runningOperation(op.ID); running != nil {
+		return running.ended
+	}
+	over := make(chan struct{})
+	close(over)
+	return over
+}
+
 // succeed follows an operation to an end that must be a success.
 func succeed(t testing.TB, a *Agent, op catalog.Operation) catalog.Operation {
 	t.Helper()

@@ -9,16 +9,16 @@ import (
 	"varve/layers"
 )
 
-// leaveWithin is how long a request waits for a client that has ended. The end
+// usualLeave is how long a request waits for a client that has ended. The end
 // of its connection is seen a moment later, which on a busy machine is long
 // enough for whoever waited for the client, in a script, to ask for the volume.
-const leaveWithin = 5 * time.Second
+const usualLeave = 5 * time.Second
 
 // awaitLeavers returns when nobody has the volume attached whose process has
-// ended, or after leaveWithin: a child may have the connection still. It does
+// ended, or after Agent.leaveWithin: a child may have the connection still. It does
 // not wait for those of other hosts, whose processes are not known.
 func (a *Agent) awaitLeavers(v *volume) {
-	limit := time.NewTimer(leaveWithin)
+	limit := time.NewTimer(a.leaveWithin)
 	defer limit.Stop()
 	for {
 		a.mu.Lock()

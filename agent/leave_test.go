@@ -12,6 +12,7 @@ import (
 // backup after it needs no force. One that lives is in the way at once. A3
 func TestBackupAfterItsClientHasEnded(t *testing.T) {
 	_, a := startWithTarget(t)
+	a.leaveWithin = patience // However late it is told that the connection has ended.
 	createVolume(t, a, "v", mib)
 	living := must(a.OpenExport(WithPeer(t.Context(), os.Getpid()), "v"))(t)
 	_, _, err := a.CreateBackup(t.Context(), NewBackup{Volume: "v"})

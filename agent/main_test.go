@@ -12,6 +12,7 @@ func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == freezeHelper[0] {
 		os.Exit(freeze.Main(os.Args[2:], os.Stdin, os.Stdout))
 	}
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // The helper need not linger.
 	os.Exit(m.Run())
 }
 

@@ -314,7 +314,7 @@ func (h *faultyHost) restore(t *testing.T, f netFault) {
 // completes.
 func (h *faultyHost) killed(t *testing.T) {
 	usual := h.a.insistence
-	h.a.insistence = insistence{first: 20 * time.Millisecond, most: 200 * time.Millisecond, limit: time.Minute}
+	h.a.insistence = insistence{first: 20 * time.Millisecond, most: 200 * time.Millisecond, limit: time.Hour}
 	defer func() { h.a.insistence = usual }()
 	want := h.fill(t)
 	var requests atomic.Int32

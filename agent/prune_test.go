@@ -59,7 +59,7 @@ func TestDaemonDiesDuringAPruning(t *testing.T) {
 			over := false
 			select {
 			case <-reached:
-			case <-a.runningOperation(op.ID).ended:
+			case <-ended(a, op):
 				over = true
 			}
 			died := copyState(t, dir)

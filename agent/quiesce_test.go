@@ -41,8 +41,15 @@ func ext4(t *testing.T) string {
 	}
 	t.Cleanup(func() {
 		exec.Command("fsfreeze", "-u", point).Run() // It should not be frozen any more.
-		if err := unix.Unmount(point, 0); err != nil {
-			t.Error(err)
+		// A program that looked at it may be about to end.
+		for deadline := time.Now().Add(patience); ; {
+			err := unix.Unmount(point, 0)
+			if err == nil {
+				return
+			}
+			if !errors.Is(err, unix.EBUSY) || time.Now().After(deadline) {
+				t.Fatal(err)
+			}
 		}
 	})
 	return point

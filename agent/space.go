@@ -141,7 +141,7 @@ func (a *Agent) tellRoom(r room) {
 		a.log.Info("there is room again in the file system of the state folder", "free", r.free, "capacity", r.capacity)
 		return
 	}
-	a.log.Warn(a.warnRoom(r), "free", r.free, "capacity", r.capacity)
+	a.log.Warn(a.warnRoom(time.Now(), r), "free", r.free, "capacity", r.capacity)
 }
 
 // taken returns what each open volume takes on disk, in bytes.
@@ -166,7 +166,7 @@ const maxGrowths = 3
 
 // warnRoom says that there is little room, what that means, and which volumes
 // take it; nothing where there is enough.
-func (a *Agent) warnRoom(r room) string {
+func (a *Agent) warnRoom(now time.Time, r room) string {
 	var b strings.Builder
 	switch r.level() {
 	case roomy:
@@ -178,7 +178,7 @@ func (a *Agent) warnRoom(r room) string {
 		fmt.Fprintf(&b, "The file system of %s is full, %d MiB are free: writes to volumes fail with \"no space left\", reads go on, "+
 			"and writing resumes when there is room. Delete snapshots or volumes, or make room.", a.config.State, r.free>>20)
 	}
-	list, over := a.room.growths(time.Now(), a.taken())
+	list, over := a.room.growths(now, a.taken())
 	if len(list) == 0 {
 		return b.String()
 	}

@@ -64,20 +64,21 @@ func TestRoomWarning(t *testing.T) {
 	a := newWorld(t).start(t.TempDir())
 	createVolume(t, a, "grower", 8*mib)
 	createVolume(t, a, "idle", 8*mib)
+	now := time.Now()
 	a.room.mu.Lock()
-	a.room.samples = []roomSample{{time.Now().Add(-5 * time.Minute), map[layers.ID]int64{}}}
+	a.room.samples = []roomSample{{now.Add(-5 * time.Minute), map[layers.ID]int64{}}}
 	a.room.mu.Unlock()
 	write(t, a, "grower", 1, 0, 4*mib)
-	if got := a.warnRoom(room{100 << 30, 200 << 30}); got != "" {
+	if got := a.warnRoom(now, room{100 << 30, 200 << 30}); got != "" {
 		t.Errorf("with room: %q", got)
 	}
-	low := a.warnRoom(room{8 * mib, 100 * mib})
+	low := a.warnRoom(now, room{8 * mib, 100 * mib})
 	for _, part := range []string{"only 8 MiB free of 100", "last 5m0s: grower by 4 MiB", "full in 10m0s"} {
 		if !strings.Contains(low, part) {
 			t.Errorf("%q does not say %q", low, part)
 		}
 	}
-	if full := a.warnRoom(room{mib, 100 * mib}); !strings.Contains(full, "is full") || strings.Contains(full, "rate") || strings.Contains(full, "idle") {
+	if full := a.warnRoom(now, room{mib, 100 * mib}); !strings.Contains(full, "is full") || strings.Contains(full, "rate") || strings.Contains(full, "idle") {
 		t.Errorf("full: %q", full)
 	}
 }

@@ -79,7 +79,7 @@ func (a *Agent) Status(ctx context.Context) (Status, error) {
 		return Status{}, err
 	}
 	s.Free, s.Capacity = r.free, r.capacity
-	if warning := a.warnRoom(r); warning != "" {
+	if warning := a.warnRoom(time.Now(), r); warning != "" {
 		s.Warnings = append(s.Warnings, warning)
 	}
 	return s, nil

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -244,24 +246,30 @@ func TestTargetThatHangs(t *testing.T) {
 	createVolume(t, a, "v", mib)
 	b := backUp(t, a, NewBackup{Volume: "v", Name: "b"})
 	a.Close()
+	asked := make(chan struct{})
+	var once sync.Once
+	var calls atomic.Int64
 	w.store(url("t1")).on(func(ctx context.Context, _, _ string) error {
+		calls.Add(1)
+		once.Do(func() { close(asked) })
 		<-ctx.Done()
 		return ctx.Err()
 	})
 	a = w.start(dir)
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
-	defer cancel()
+	ctx, expire := newDeadline(t.Context())
 	syncErr := make(chan error)
 	go func() { syncErr <- a.SyncTarget(ctx, "t1") }()
-	begun := time.Now()
+	<-asked
+	before := calls.Load()
 	if got := must(a.Backups(t.Context()))(t); len(got) != 1 || got[0].TargetName != "t1" {
 		t.Errorf("backups %+v", got)
 	}
 	must(a.Images(t.Context()))(t)
 	must(a.Targets(t.Context()))(t)
-	if took := time.Since(begun); took > probeTimeout {
-		t.Errorf("the lists took %v", took)
+	if more := calls.Load() - before; more != 0 {
+		t.Errorf("the lists asked the target %d times", more)
 	}
+	expire()
 	wantError(t, <-syncErr, Unavailable, "t1", "reachable")
 	short, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
@@ -273,6 +281,28 @@ func TestTargetThatHangs(t *testing.T) {
 	}
 	if !slices.ContainsFunc(status.Warnings, func(s string) bool { return strings.Contains(s, "t1") }) {
 		t.Errorf("warnings %q", status.Warnings)
+	}
+}
+
+// A deadline is a context whose time is over when the test says so.
+type deadline struct {
+	context.Context
+	over chan struct{}
+}
+
+func newDeadline(ctx context.Context) (d *deadline, expire func()) {
+	d = &deadline{ctx, make(chan struct{})}
+	return d, sync.OnceFunc(func() { close(d.over) })
+}
+
+func (d *deadline) Done() <-chan struct{} { return d.over }
+
+func (d *deadline) Err() error {
+	select {
+	case <-d.over:
+		return context.DeadlineExceeded
+	default:
+		return nil
 	}
 }
 

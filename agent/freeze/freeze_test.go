@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 			os.Exit(1)
 		}
 	}
+	os.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0") // The helpers need not linger.
 	os.Exit(m.Run())
 }
 
