@@ -38,6 +38,9 @@ func TestScripts(t *testing.T) {
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("VARVE_STATE", filepath.Join(e.WorkDir, "s"))
 			e.Setenv("PATH", e.Getenv("PATH")+":/usr/sbin:/sbin")
+			// A program that was built with the race detector sleeps for a second
+			// before it ends, in case something else still races then.
+			e.Setenv("GORACE", os.Getenv("GORACE")+" atexit_sleep_ms=0")
 			e.Values[daemonKey{}] = new(scriptDaemon)
 			return nil
 		},

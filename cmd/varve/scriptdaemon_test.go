@@ -14,7 +14,7 @@ import (
 )
 
 // daemonDeadline bounds a start and a stop of the daemon.
-const daemonDeadline = 60 * time.Second
+const daemonDeadline = 5 * time.Minute
 
 // daemonKey is where a script's values have its *scriptDaemon.
 type daemonKey struct{}
@@ -36,7 +36,7 @@ func daemonCommand(ts *testscript.TestScript, neg bool, args []string) {
 	cmd := exec.Command(self, append([]string{"serve"}, args...)...)
 	cmd.Args[0] = "varve" // by which testscript.Main knows what to be
 	cmd.Dir, cmd.Stderr = ts.MkAbs("."), log
-	for _, name := range []string{"PATH", "VARVE_STATE", "HOME", "TMPDIR"} {
+	for _, name := range []string{"PATH", "VARVE_STATE", "HOME", "TMPDIR", "GORACE"} {
 		cmd.Env = append(cmd.Env, name+"="+ts.Getenv(name))
 	}
 	stdout, err := cmd.StdoutPipe()

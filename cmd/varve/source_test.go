@@ -88,7 +88,7 @@ func write(t *testing.T, a *agent.Agent, p []byte, off int64) {
 // awaitOperation waits until an operation has succeeded.
 func awaitOperation(t *testing.T, a *agent.Agent, op catalog.Operation) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	end := op
 	for end = range a.WatchOperation(ctx, op.ID) {
