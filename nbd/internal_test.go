@@ -243,7 +243,7 @@ func TestOutboxResumesInsideABuffer(t *testing.T) {
 		o.sendAcquired(b) // never waits, though nobody reads yet
 	}
 	got := make([]byte, len(want))
-	theirs.SetReadDeadline(time.Now().Add(time.Minute))
+	theirs.SetReadDeadline(time.Now().Add(5 * time.Minute))
 	if n, err := io.ReadFull(theirs, got); err != nil || !bytes.Equal(got, want) {
 		t.Errorf("%d of %d bytes arrived (%v), or other bytes", n, len(want), err)
 	}
