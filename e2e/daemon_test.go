@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"fmt"
@@ -17,7 +18,7 @@ import (
 const passphrase = "correct horse battery staple"
 
 // patience bounds what a test waits for. Nothing is expected to take that long.
-const patience = 2 * time.Minute
+const patience = 5 * time.Minute
 
 // A daemon is a varve serve on a state folder of its own.
 type daemon struct {
@@ -25,6 +26,7 @@ type daemon struct {
 	program string
 	state   string
 	log     string // file, beside the state folder
+	ready   string // the line that it said last when it was ready
 	env     []string
 	cmd     *exec.Cmd // nil while none runs
 }
@@ -92,8 +94,10 @@ func (d *daemon) launch(flags ...string) error {
 		return err
 	}
 	answered := make(chan error, 1)
+	var line string
 	go func() {
-		_, err := ready.Read(make([]byte, 4096))
+		var err error
+		line, err = bufio.NewReader(ready).ReadString('\n')
 		answered <- err
 	}()
 	select {
@@ -106,7 +110,7 @@ func (d *daemon) launch(flags ...string) error {
 		cmd.Wait() // it was killed, or has said why it ended in its log
 		return fmt.Errorf("varve serve: %w\n%s", err, d.logged())
 	}
-	d.cmd = cmd
+	d.cmd, d.ready = cmd, line
 	return nil
 }
 

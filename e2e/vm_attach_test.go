@@ -68,11 +68,7 @@ is $(status db) available
 # seen by who uses it.
 attach db >/dev/null
 nbd-client -d /dev/nbd0 >/dev/null 2>&1
-for i in $(seq 100); do
-	[ $(status db) != available ] || break
-	sleep 0.1
-done
-is $(status db) available
+until [ $(status db) = available ]; do sleep 0.1; done
 attach db --block-size 4096 >/dev/null
 is $(cat /sys/block/nbd0/queue/logical_block_size) 4096
 refused "" mount -t ext4 /dev/nbd0 /mnt # its blocks are smaller than the device's
@@ -126,11 +122,10 @@ for how in TERM 9 9; do
 	refused "daemon" varve volume list
 	serve
 	seen=$(cat /run/written)
-	for i in $(seq 400); do
-		[ $(cat /run/written) -le $((seen + 2)) ] || break
+	until [ "$(cat /run/written)" -gt $((seen + 2)) ]; do
 		sleep 0.1
+		kill -0 $writer || fail "the writer ended after kill -$how"
 	done
-	[ $(cat /run/written) -gt $((seen + 2)) ] || fail "the writer does not go on after kill -$how"
 	is $(status db) in-use
 done
 touch /run/enough

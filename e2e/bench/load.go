@@ -25,6 +25,7 @@ type load struct {
 	flushEvery int // writes between flushes; 0 is no flush
 	duration   time.Duration
 	seed       uint64
+	clock      func() time.Time // nil: time.Now
 }
 
 // loadResult is what a load saw. Latencies run from the send that carried a
@@ -119,9 +120,13 @@ type generator struct {
 const shortPayload = 16 << 10
 
 func (g *generator) drive(c *conn) error {
-	began := time.Now()
+	clock := g.clock
+	if clock == nil {
+		clock = time.Now
+	}
+	began := clock()
 	in := make([]byte, receiveBuffer)
-	for now := began; ; now = time.Now() {
+	for now := began; ; now = clock() {
 		if now.Sub(began) < g.duration {
 			g.refill(now)
 		}
@@ -136,7 +141,7 @@ func (g *generator) drive(c *conn) error {
 		if err != nil {
 			return err
 		}
-		if err := g.replies(in[:n], time.Now()); err != nil {
+		if err := g.replies(in[:n], clock()); err != nil {
 			return err
 		}
 	}

@@ -91,7 +91,7 @@ func TestServersDieWithTest(t *testing.T) {
 		return
 	}
 	testbed.S3(t) // builds it, outside of the deadline below
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
 	victim := exec.CommandContext(ctx, os.Args[0], "-test.run=^TestServersDieWithTest$")
 	victim.Env = append(os.Environ(), "TESTBED_VICTIM=1")
