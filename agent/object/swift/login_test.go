@@ -18,9 +18,28 @@ func TestStoreKeystonePassword(t *testing.T) {
 	objecttest.RunSmall(t, func(t testing.TB) object.Store { return create(t, server.PasswordEnv()) })
 }
 
+// An application credential may do what the password may, with a token of the
+// same kind.
 func TestStoreKeystoneApplicationCredential(t *testing.T) {
-	server := testbed.Keystone(t)
-	objecttest.RunSmall(t, func(t testing.TB) object.Store { return create(t, server.ApplicationEnv()) })
+	s := create(t, testbed.Keystone(t).ApplicationEnv())
+	if err := s.Put(t.Context(), "p/a", []byte("x")); err != nil {
+		t.Fatal(err)
+	}
+	if got, err := object.ReadAll(t.Context(), s, "p/a", 10); err != nil || string(got) != "x" {
+		t.Errorf("got %q, %v", got, err)
+	}
+	count := 0
+	for info, err := range s.List(t.Context(), "") {
+		if count++; err != nil || info.Name != "p/a" {
+			t.Errorf("listed: %v, %v", info, err)
+		}
+	}
+	if err := s.Delete(t.Context(), "p/a"); err != nil || count != 1 {
+		t.Errorf("%d objects are listed; delete: %v", count, err)
+	}
+	if _, err := s.Get(t.Context(), "p/a", nil, 0); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after it was deleted: %v", err)
+	}
 }
 
 // with returns env with some variables changed; an empty value removes one.
