@@ -32,9 +32,9 @@ func freeArenas() int {
 func TestArenasComeBack(t *testing.T) {
 	mem := object.NewMem()
 	r := testRepo(t, mem, true)
-	r.packTarget = packTarget
+	r.packTarget = 4 << 20 // an arena takes any
 	job := func() Job {
-		return Job{ID: layers.NewID(), Volume: layers.NewID(), Source: noise{5 * packTarget}}
+		return Job{ID: layers.NewID(), Volume: layers.NewID(), Source: noise{5 * 4 << 20}}
 	}
 	// As many as a backup can need, so that none has to make one.
 	var all [buffersMax][]byte
