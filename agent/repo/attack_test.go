@@ -29,6 +29,10 @@ type rich struct {
 	backups map[layers.ID]Backup
 	old     map[string][]byte // what was there once, and is not any more
 	names   []string
+
+	repository layers.ID
+	broken     string          // the pack that was repaired
+	moved      map[string]bool // packs that the repair wrote
 }
 
 // everyKind are the kinds of objects of a rich repository, by the prefix of
@@ -53,7 +57,7 @@ func newRich(t *testing.T) *rich {
 	x := &rich{store: store, images: make(map[layers.ID][]byte), old: make(map[string][]byte)}
 	remember := func() { maps.Copy(x.old, contents(t, store)) }
 	r := testRepo(t, store, true)
-	r.packTarget = 16 << 10
+	r.packTarget, x.repository = 16<<10, r.ID()
 	if _, err := r.AddSlot(t.Context(), Key{KeyFile: keyFile}, "file"); err != nil {
 		t.Fatal(err)
 	}
@@ -128,8 +132,13 @@ func (x *rich) breakAndRepair(t *testing.T, r *Repo, id layers.ID, image []byte)
 		same := func(context.Context, layers.ID) (Source, error) {
 			return Source{Layers: []layers.Layer{&content{bytes: image}}}, nil
 		}
+		before := contents(t, x.store)
 		if report, err := r.Audit(t.Context(), AuditOptions{Level: Deep, Repair: true, Heal: same}); err != nil || report.Healed == 0 {
 			t.Fatalf("repair: %v, %+v", err, report)
+		}
+		x.broken, x.moved = name, make(map[string]bool)
+		for made := range contents(t, x.store) {
+			x.moved[made] = strings.HasPrefix(made, "p/") && before[made] == nil
 		}
 		return
 	}

@@ -137,8 +137,16 @@ func TestBadClaims(t *testing.T) {
 	same, later := claim, claim
 	same.ID, same.Epoch, same.After.Epoch = layers.NewID(), 9, 9
 	later.ID, later.Epoch, later.After.Epoch = layers.NewID(), 10, 11
+	// Its words on the backup that it goes on from agree with one another.
+	astray := Claim{ID: layers.NewID(), Volume: v.id, Epoch: 12, After: claim.After}
+	body := astray.body()
+	body.setText(bodyParentRoot, rootName{v.id, 1, 1, layers.NewID()}.String())
+	elsewhere := Claim{ID: layers.NewID(), Volume: v.id, Epoch: 13, After: claim.After}
+	other := elsewhere.body()
+	other.setText(bodyParentRoot, rootName{layers.NewID(), 1, 1, claim.After.Backup}.String())
 	for name, b := range map[claimName][]byte{
 		renamed: good, flipped: bad, long: make([]byte, maxBody+1), same.name(): r.sealClaim(&same), later.name(): r.sealClaim(&later),
+		astray.name(): r.sealBody(kindClaim, astray.ID, body), elsewhere.name(): r.sealBody(kindClaim, elsewhere.ID, other),
 	} {
 		if err := store.Put(ctx, name.String(), b); err != nil {
 			t.Fatal(err)
@@ -164,12 +172,12 @@ func TestBadClaims(t *testing.T) {
 	for _, f := range report.Findings {
 		named[f.Object] = true
 	}
-	for _, name := range []claimName{renamed, flipped, long, same.name(), later.name()} {
+	for _, name := range []claimName{renamed, flipped, long, same.name(), later.name(), astray.name(), elsewhere.name()} {
 		if !named[name.String()] {
 			t.Errorf("an audit does not name %s", name)
 		}
 	}
-	if len(named) != 5 {
+	if len(named) != 7 {
 		t.Errorf("an audit names %v", named)
 	}
 }

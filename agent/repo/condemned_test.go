@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"varve/agent/object"
+	"varve/layers"
 )
 
 func TestCondemnedListsSayWhatWasWritten(t *testing.T) {
@@ -41,6 +42,11 @@ func TestCondemnedListsSayWhatWasWritten(t *testing.T) {
 	}
 	if _, err := r.readCondemned(t.Context(), otherID, int64(len(b))); !errors.Is(err, ErrCorrupt) {
 		t.Errorf("under the name of another list: %v", err)
+	}
+	for _, root := range []rootName{{layers.ID{}, 1, 1, otherID}, {fixedID, 1, 1, layers.ID{}}} {
+		if _, err := parseRoots(appendRoots(nil, []rootName{root})); err == nil {
+			t.Errorf("the root %+v is read", root)
+		}
 	}
 	later := bytes.Clone(b)
 	later[8]++

@@ -38,6 +38,9 @@ func TestForks(t *testing.T) {
 		{"a fork, then both sides are left for one", "a1 A 1 1 - -, b2 B 2 2 b a1, a3 A 1 3 - a1, c4 C 3 4 c b2", "b B 2 a1:1:1, c C 3 b2:2:2", "a1: A=a3 B+C=b2+c4"},
 		{"the side that was taken over further is told by its heir", "a1 A 1 1 - -, a3 A 1 3 - a1, c4 C 3 4 c b2", "b B 2 a1:1:1, c C 3 b2:2:2", "a1: A=a3 C=c4"},
 		{"a copied volume, and nobody took it over", "a1 A 1 1 - -, a2 A 1 2 - a1, x2 X 1 2 - a1, x3 X 1 3 - x2", "", "a1: A=a2 X=x2+x3"},
+		{"two that took over at once, and one of them is taken over", "a1 A 1 1 - -, b2 B 2 2 b a1, c2 C 2 2 c a1, d3 D 3 3 d c2", "b B 2 a1:1:1, c C 2 a1:1:1, d D 3 c2:2:2", "a1: B=b2 C+D=c2+d3"},
+		{"full backups by two hosts, and nobody took it over", "a1 A 1 1 - -, x1 X 1 1 - -", "", ""},
+		{"a copied volume, and one of the hosts goes back", "a1 A 1 1 - -, a2 A 1 2 - a1, a3 A 1 3 - a1, x2 X 1 2 - a1", "", "a1: A=a2+a3 X=x2"},
 		{"a host that got another name", "a1 A 1 1 - -, a2 B 1 2 - a1, a3 B 1 3 - a2", "", ""},
 		{"the root that was taken over from cannot be read", "a1 A 1 1 - -, ?2 - 0 0 - -, a3 A 1 3 - a1, c4 C 3 4 c ?2", "b B 2 a1:1:1, c C 3 ?2:2:2", "a1: A=a3 C=c4"},
 		{"a backup that says it is of the claim that goes on from it", "a1 A 1 1 - -, b2 B 1 2 b a1, b3 B 2 3 b b2", "b B 2 b2:1:2", ""},
@@ -82,6 +85,9 @@ func TestForks(t *testing.T) {
 			rnd.Shuffle(len(claims), func(i, j int) { claims[i], claims[j] = claims[j], claims[i] })
 			var texts []string
 			for _, f := range Forks(all, claims) {
+				if f.Volume != volume {
+					t.Errorf("%s: a fork of volume %s", c.name, f.Volume)
+				}
 				text := names[f.After] + ":"
 				for _, s := range f.Sides {
 					var made []string

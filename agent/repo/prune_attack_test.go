@@ -223,6 +223,9 @@ func TestOneLyingTimeEndsNoGrace(t *testing.T) {
 		if err := r.Delete(t.Context(), ids[1]); err != nil {
 			t.Fatal(err)
 		}
+		last := layers.NewID() // of a session that is listed behind that of the run
+		last[0] = 0xff
+		showLeaning(t, r, last, v.id, "", 0)
 		for name := range contents(t, store) {
 			late, err := Open(t.Context(), lateStore{store, name}, Key{Passphrase: secret})
 			if err != nil {

@@ -53,8 +53,12 @@ func TestPruneLeavesARunningBackupAlone(t *testing.T) {
 		}
 		v.forget()
 		rnd := newRand(t)
+		noise := make([]byte, layers.BlockSize) // so that it fills packs all the time
 		for off := int64(1 << 19); off < 1<<21; off += 3 << 12 {
-			v.write(off, []byte{byte(rnd.Uint32()), 1})
+			for i := range noise {
+				noise[i] = byte(rnd.Uint32())
+			}
+			v.write(off, noise)
 		}
 		other, err := Open(t.Context(), store, Key{Passphrase: secret})
 		if err != nil {

@@ -33,7 +33,12 @@ func TestMatcher(t *testing.T) {
 		"with a gap before it":  {{0, "abcd.efghijkl", nil}, {80, "abcdefghijkl", []match{{run{84, 8}, 5}}}},
 		"the last of two":       {{0, "abcdefgh", nil}, {40, "abcdefgh", []match{{run{40, 8}, 0}}}, {80, "abcdefgh", []match{{run{80, 8}, 40}}}},
 		"a block that is usual": {{0, "xxabcdefghixx", nil}, {40, "xxx", nil}, {80, "xxabcdefghixx", []match{{run{80, 13}, 0}}}},
-		"all the same":          {{0, "xxxxxxxxxxxxx", nil}, {40, "xxxxxxxxxxxxx", []match{{run{40, 8}, 5}}}},
+		"two that would overlap": {
+			{0, "abcdefgh", nil}, {40, "efghijklmnop", nil}, {80, "abcdefghijklmnop", []match{{run{80, 8}, 0}, {run{88, 8}, 44}}},
+		},
+		"two sums of one slot": {{0, "abcdefgh", nil}, {40, "abcd" + string(rune('e'+matchSlots)) + "fgh", nil}},
+		"at the span's end":    {{spanBlocks - 10, "abcdefghij", nil}, {40, "abcdefghijk", []match{{run{40, 10}, spanBlocks - 10}}}},
+		"all the same":         {{0, "xxxxxxxxxxxxx", nil}, {40, "xxxxxxxxxxxxx", []match{{run{40, 8}, 5}}}},
 	} {
 		var m matcher
 		for i, c := range calls {
@@ -330,5 +335,33 @@ func TestRepeatOfAnotherLeaf(t *testing.T) {
 	want := piece{block: spanBlocks + 50, count: 8, frame: 0, at: 3}
 	if !w.repeat([]match{{run{spanBlocks + 50, 8}, spanBlocks + 3}}) || len(w.leaf.pieces) != 2 || w.leaf.pieces[1] != want {
 		t.Errorf("blocks of the same span: %+v, want %+v", w.leaf.pieces, want)
+	}
+}
+
+// A pack with as many repeats as may be is closed, and what it has is stored
+// again: nothing is a repeat of blocks in a pack that is on its way.
+func TestRepeatsOfAPackAreBounded(t *testing.T) {
+	w := &writer{root: new(root), leaf: &leaf{blocks: spanBlocks}, up: newUploader(t.Context(), object.NewMem())}
+	defer w.up.close()
+	buf, err := w.up.buffer(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	key := &volumeKey{ref: keyRef{fixedID, firstEpoch, 1}, suite: suiteOpen}
+	w.data.begin(inData, objectID{1}, fixedID, key, buf)
+	w.data.add(make([]byte, 32*layers.BlockSize), section{kind: sectionFrame, blocks: 32, runs: []run{{0, 32}}})
+	w.leaf.add(packRef{objectID{1}, key.ref}, frameRef{blocks: 32}, []run{{0, 32}})
+	for i := range int64(repeatsMax) {
+		w.data.repeats = append(w.data.repeats, storedRepeat{repeat: repeat{run{100 + i, 1}, 0}})
+	}
+	again := []match{{run{spanBlocks - 100, 8}, 0}}
+	if !w.repeat(again) || w.data.sealer == nil {
+		t.Error("a pack with room for one more is closed")
+	}
+	if w.repeat(again) || w.data.sealer != nil || len(w.packs) != 1 {
+		t.Errorf("a pack with %d repeats takes more", len(w.data.repeats))
+	}
+	if err := w.up.wait(); err != nil {
+		t.Fatal(err)
 	}
 }

@@ -38,7 +38,8 @@ func (s *retaining) Delete(ctx context.Context, names ...string) error {
 // goes. When the retention is over the rest goes.
 func TestPruneOfARetention(t *testing.T) {
 	for kind, holds := range map[string]func(string) bool{
-		"roots": func(name string) bool { return strings.HasPrefix(name, "v/") },
+		"names": func(name string) bool { return strings.HasPrefix(name, "v/") },
+		"roots": func(name string) bool { return strings.Contains(name, "/b/") },
 		"packs": func(name string) bool { return strings.HasPrefix(name, "p/") },
 		"all":   func(string) bool { return true },
 	} {
