@@ -22,7 +22,7 @@ var lengths = []struct{ object, longer, cut, empty string }{
 	{"key slot in use", "open", "open", "open"},
 	{"key slot", "audit deep", "audit deep", "audit deep"},
 	{"volume key", "list restore verify audit deep", "list restore verify audit deep", "list restore verify audit deep"}, // known has it
-	{"root", "restore verify audit deep", "restore known verify audit deep", "list restore known verify audit deep"},
+	{"root", "restore known verify audit deep", "restore known verify audit deep", "list restore known verify audit deep"},
 	{"root of a deleted backup", "", "", ""},
 	{"pack of data", "audit deep", "verify audit deep", "restore known verify audit deep"},
 	{"pack of a repair", "deep", "verify deep", "restore known verify audit deep"}, // in no inventory

@@ -56,14 +56,15 @@ func (r *Repo) readRoot(ctx context.Context, listed listedRoot) (*root, error) {
 	return r.openRootObject(ctx, b, listed.name)
 }
 
-// readRootObject reads the object of a root, as long as its header says.
+// readRootObject reads the object of a root. That it has the length that its
+// header says is for openRootObject.
 func (r *Repo) readRootObject(ctx context.Context, listed listedRoot) ([]byte, error) {
 	name := listed.name.String()
 	size := listed.size
 	if size <= 0 || size > maxRoot {
 		size = rootGuess
 	}
-	b, err := r.readFront(ctx, name, int(size))
+	b, err := r.readFront(ctx, name, int(size)+1) // One more, so that a longer object is seen.
 	if err != nil {
 		return nil, rootGone(err, listed.name)
 	}
@@ -71,7 +72,11 @@ func (r *Repo) readRootObject(ctx context.Context, listed listedRoot) ([]byte, e
 	if err != nil {
 		return nil, damaged(name, 0, err)
 	}
-	return r.readRest(ctx, name, b, h.total)
+	if int64(len(b)) >= h.total {
+		return b, nil
+	}
+	b, err = r.readAll(ctx, name, h.total) // It is larger than anybody knew.
+	return b, rootGone(err, listed.name)
 }
 
 // openRootObject reads what root.seal made, and opens b in place.
