@@ -188,33 +188,6 @@ func (a *Agent) beginDelete(tx *catalog.Tx, id layers.ID, force bool) error {
 	return catalog.Backups.Put(tx, b)
 }
 
-// ProtectBackup keeps a backup from being deleted, here and by other hosts once
-// they have read the target's list, or lets it be deleted again.
-func (a *Agent) ProtectBackup(ctx context.Context, ref string, on bool) (BackupView, error) {
-	b, t, release, err := a.wholeBackup(ctx, ref)
-	if err != nil {
-		return BackupView{}, err
-	}
-	defer release()
-	ctx, cancel := context.WithTimeout(ctx, openTimeout)
-	defer cancel()
-	r, leave, err := a.useTarget(ctx, t)
-	if err != nil {
-		return BackupView{}, err
-	}
-	defer leave()
-	if err := r.Protect(ctx, b.ID, on); err != nil {
-		return BackupView{}, targetError(t, "change a backup in", err)
-	}
-	err = a.update(func(tx *catalog.Tx) error {
-		return change(tx, catalog.Backups, b.ID, func(b *catalog.Backup) { b.Protected, b.Updated = on, time.Now().UTC() })
-	})
-	if err != nil {
-		return BackupView{}, err
-	}
-	return a.Backup(ctx, b.ID.String())
-}
-
 // deleteFrom deletes a backup in its target. One that is not there is deleted.
 func (a *Agent) deleteFrom(ctx context.Context, t catalog.Target, id layers.ID) error {
 	r, release, err := a.useTarget(ctx, t)

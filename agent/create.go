@@ -30,6 +30,7 @@ type NewBackup struct {
 	Incremental bool    // only what changed since the newest backup
 	Quiesce     Quiesce // for the temporary snapshot, if there is one
 	Compression string  // fastest or default; empty means the target's
+	Properties  map[string]string
 }
 
 // A creation is a backup that is being made.
@@ -86,7 +87,7 @@ func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, erro
 	if n.Name == "" {
 		n.Name = timeName(now)
 	}
-	if err := errors.Join(checkName("backup", n.Name), checkTexts("backup", n.Description, nil)); err != nil {
+	if err := errors.Join(checkName("backup", n.Name), checkTexts("backup", n.Description, n.Properties)); err != nil {
 		return nil, firstError(err)
 	}
 	compression, err := repo.ParseCompression(n.Compression)
@@ -105,7 +106,7 @@ func (a *Agent) prepareBackup(ctx context.Context, n NewBackup) (*creation, erro
 		Incremental: n.Incremental, Quiesce: n.Quiesce, Compression: compression,
 	}, backup: catalog.Backup{
 		ID: layers.NewID(), TargetID: t.ID, VolumeID: v.id, VolumeName: record.Name,
-		Name: n.Name, Description: n.Description, Status: catalog.Creating,
+		Name: n.Name, Description: n.Description, Properties: n.Properties, Status: catalog.Creating,
 		Size: record.Size, DataTimestamp: now, Created: now, Updated: now,
 	}}
 	if n.Snapshot != "" {
@@ -331,7 +332,7 @@ func (c *creation) copy(ctx context.Context, op *operation) error {
 func (c *creation) create(ctx context.Context, r *repo.Repo, source layers.Layer, op *operation) (repo.Backup, error) {
 	j := repo.Job{
 		ID: c.backup.ID, Volume: c.backup.VolumeID, VolumeName: c.backup.VolumeName,
-		Name: c.backup.Name, Description: c.backup.Description,
+		Name: c.backup.Name, Description: c.backup.Description, Meta: c.backup.Properties,
 		Source: source, Boundary: c.backup.BoundaryID, Snapshot: c.backup.SnapshotID,
 		DataTimestamp: c.backup.DataTimestamp, Created: c.backup.Created,
 		Progress: op.progress, Host: c.a.config.Host,

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
@@ -116,7 +117,7 @@ func TestUseOfWhatAnotherHostDeleted(t *testing.T) {
 	if last := finish(t, two, must(two.VerifyBackup(t.Context(), "inc", true))(t)); last.State != catalog.Failed || last.Reason != string(NotFound) {
 		t.Errorf("the verification: %s, reason %q: %s", last.State, last.Reason, last.Error)
 	}
-	_, err = two.ProtectBackup(t.Context(), "full", true)
+	_, err = two.ChangeBackup(t.Context(), "full", BackupChange{Protected: ptr(true)})
 	wantError(t, err, NotFound)
 	succeed(t, two, must(two.DeleteBackup(t.Context(), "full", true))(t)) // It is deleted: so be it.
 	if err := two.SyncTarget(t.Context(), "t1"); err != nil {
@@ -204,7 +205,7 @@ func TestHostsAtOnce(t *testing.T) {
 // alone, but for what only the host that made a backup knows.
 func TestCatalogFromTheTargetAlone(t *testing.T) {
 	w1, one, _, two := twoHosts(t)
-	must(one.ProtectBackup(t.Context(), "inc", true))(t)
+	must(one.ChangeBackup(t.Context(), "inc", BackupChange{Protected: ptr(true)}))(t)
 	_, fresh := anotherHost(w1)
 	if err := two.SyncTarget(t.Context(), "t1"); err != nil {
 		t.Fatal(err)
@@ -223,7 +224,7 @@ func TestCatalogFromTheTargetAlone(t *testing.T) {
 	}
 	want := records(one)
 	for name, a := range map[string]*Agent{"the new host": fresh, "the other": two} {
-		if got := records(a); !slices.Equal(got, want) {
+		if got := records(a); !reflect.DeepEqual(got, want) {
 			t.Errorf("%s has\n%+v, want\n%+v", name, got, want)
 		}
 	}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"encoding/json"
 	"fmt"
 	"strings"
 	"time"
@@ -14,7 +15,8 @@ import (
 const (
 	maxName        = 255
 	maxDescription = 4096
-	maxProperties  = 8192 // keys and values together
+	maxProperties  = 8192     // keys and values together
+	maxEncoded     = 20 << 10 // description and properties as JSON, which a record is
 )
 
 // checkName refuses what could not be typed, shown, or told from an id or from
@@ -60,6 +62,13 @@ func checkTexts(what, description string, properties map[string]string) error {
 	}
 	if total > maxProperties {
 		return fail(Invalid, "the %s's properties have %d bytes, at most %d", what, total, maxProperties)
+	}
+	encoded, err := json.Marshal([]any{description, properties})
+	if err == nil && len(encoded) > maxEncoded {
+		err = fmt.Errorf("they take %d bytes, at most %d", len(encoded), maxEncoded)
+	}
+	if err != nil {
+		return fail(Invalid, "the %s's description and properties cannot be kept: %w", what, err)
 	}
 	return nil
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io/fs"
+	"reflect"
 	"slices"
 	"time"
 
@@ -112,9 +113,9 @@ func (a *Agent) backupsIn(target layers.ID) (map[layers.ID]catalog.Backup, error
 // was read of them. Damaged ones are read with status error; only a list that
 // breaks off is an error.
 func listBackups(ctx context.Context, r *repo.Repo, target layers.ID, known map[layers.ID]catalog.Backup, depth syncDepth) (there map[layers.ID]bool, read []catalog.Backup, err error) {
-	mirrored := func(id layers.ID) bool {
+	mirrored := func(id layers.ID, caption string) bool {
 		b, is := known[id]
-		return is && whole(b) && depth == newRoots
+		return is && whole(b) && b.Caption == caption && depth == newRoots
 	}
 	there = map[layers.ID]bool{}
 	for b, err := range r.NewBackups(ctx, mirrored) {
@@ -122,7 +123,7 @@ func listBackups(ctx context.Context, r *repo.Repo, target layers.ID, known map[
 			return nil, nil, err
 		}
 		there[b.ID] = true
-		if mirrored(b.ID) {
+		if mirrored(b.ID, b.Caption) {
 			if record := known[b.ID]; record.Protected != b.Protected {
 				record.Protected = b.Protected
 				read = append(read, record)
@@ -138,13 +139,22 @@ func listBackups(ctx context.Context, r *repo.Repo, target layers.ID, known map[
 	return there, read, nil
 }
 
-// fromRepository is the catalog's record of a backup in a repository.
+// fromRepository is the catalog's record of a backup in a repository. Texts that
+// no host of ours would have given it, and that a record may not hold, are left
+// out.
 func fromRepository(b repo.Backup, target layers.ID) catalog.Backup {
+	if checkTexts("backup", b.Description, b.Meta) != nil {
+		b.Description, b.Meta = "", nil
+	}
+	if len(b.Meta) == 0 {
+		b.Meta = nil // as a record is read again
+	}
 	return catalog.Backup{
 		ID: b.ID, TargetID: target, VolumeID: b.Volume, VolumeName: b.VolumeName,
 		Name: b.Name, Description: b.Description, Status: catalog.Available,
 		SnapshotID: b.Snapshot, BoundaryID: b.Boundary, ParentID: b.Parent,
-		Size: b.Size, Protected: b.Protected, DataTimestamp: b.DataTimestamp.UTC(), Created: b.Created.UTC(), Updated: b.Created.UTC(),
+		Size: b.Size, Protected: b.Protected, DataTimestamp: b.DataTimestamp.UTC(), Created: b.Created.UTC(), Updated: b.Updated.UTC(),
+		Properties: b.Meta, Caption: b.Caption,
 		Logical: b.Logical, Changed: b.Changed, Stored: b.Stored, ObjectCount: b.Objects,
 		Epoch: b.Epoch, Number: b.Number, ClaimID: b.Claim, Host: b.Host,
 	}
@@ -208,10 +218,13 @@ func mirror(tx *catalog.Tx, b catalog.Backup, known map[layers.ID]catalog.Backup
 	}
 	b.TempSnapshotID, b.Duration = old.TempSnapshotID, old.Duration
 	b.Damage, b.DamageMode = old.Damage, old.DamageMode
+	if old.Caption != known[b.ID].Caption { // Changed here since.
+		b.Name, b.Description, b.Properties, b.Caption = old.Name, old.Description, old.Properties, old.Caption
+	}
 	if old.Updated.After(b.Updated) {
 		b.Updated = old.Updated
 	}
-	if b == old {
+	if reflect.DeepEqual(b, old) {
 		return nil
 	}
 	return catalog.Backups.Put(tx, b)

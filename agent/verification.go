@@ -244,13 +244,13 @@ func (v *verification) mark(op *operation, complete bool) error {
 	}
 	var changed []catalog.Backup
 	for _, b := range known {
-		was := b
+		was := [2]string{b.Damage, b.DamageMode}
 		if t, is := lost[b.ID]; is {
 			b.Damage, b.DamageMode = lossText(t), v.findingMode()
 		} else if complete && covers(v.Level, b.DamageMode) {
 			b.Damage, b.DamageMode = "", ""
 		}
-		if b != was {
+		if was != [2]string{b.Damage, b.DamageMode} {
 			changed = append(changed, b)
 		}
 	}

@@ -123,6 +123,9 @@ type Backup struct {
 	Protected      bool      // against deletion
 	Damage         string    // what of it is lost, as the last verification has it; empty: nothing is known to be
 	DamageMode     string    // of the verification that found it: only one as deep finds it whole
+
+	Properties map[string]string `json:",omitempty"`
+	Caption    string            `json:",omitempty"` // which one in the target its texts are from; empty: none
 }
 
 // A Claim mirrors one in a target: a host took over a volume's backups, and goes

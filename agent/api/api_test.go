@@ -340,14 +340,14 @@ func TestDaemonAway(t *testing.T) {
 	l.SetUnlinkOnClose(false)
 	l.Close()
 	for _, socket := range []string{filepath.Join(dir, "none.sock"), stale, filepath.Join(stale, "below")} {
-		_, err := NewClient(socket).Volumes(t.Context())
+		_, err := NewClient(socket).Volumes(t.Context(), Page{})
 		var away *DaemonAwayError
 		if !errors.As(err, &away) || !strings.Contains(err.Error(), socket) || !strings.Contains(err.Error(), "varve serve --state") {
 			t.Errorf("%s: %v", socket, err)
 		}
 	}
 	long := "/" + strings.Repeat("x", MaxSocketPath)
-	_, err = NewClient(long).Volumes(t.Context())
+	_, err = NewClient(long).Volumes(t.Context(), Page{})
 	if err == nil || !strings.Contains(err.Error(), "108 bytes") || !strings.Contains(err.Error(), "--state") {
 		t.Errorf("a path of 108 bytes: %v", err)
 	}
@@ -363,7 +363,7 @@ func TestPanic(t *testing.T) {
 	if !strings.Contains(h.log.String(), "boom") {
 		t.Errorf("the log does not tell:\n%s", h.log)
 	}
-	if _, err := h.client.Volumes(t.Context()); err != nil {
+	if _, err := h.client.Volumes(t.Context(), Page{}); err != nil {
 		t.Errorf("the next request: %v", err)
 	}
 }

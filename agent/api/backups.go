@@ -44,9 +44,15 @@ type (
 	}
 )
 
-// BackupChange is what of a backup can be changed.
+// BackupChange says what of a backup to change. What is left out stays.
 type BackupChange struct {
-	Protected bool `json:"protected" doc:"it cannot be deleted, by no host"`
+	Name          *string           `json:"name,omitempty"`
+	Description   *string           `json:"description,omitempty"`
+	Metadata      map[string]string `json:"metadata,omitempty" doc:"all of it"`
+	NoMetadata    bool              `json:"no_metadata,omitempty" doc:"remove all metadata first"`
+	SetMetadata   map[string]string `json:"set_metadata,omitempty" doc:"these keys; the others stay"`
+	UnsetMetadata []string          `json:"unset_metadata,omitempty" doc:"keys to remove; those that are not there are passed over"`
+	Protected     *bool             `json:"protected,omitempty" doc:"it cannot be deleted, by no host"`
 }
 
 // NewVerify says how to check a backup.
@@ -55,7 +61,7 @@ type NewVerify struct {
 }
 
 func (s *Server) addBackups(h huma.API) {
-	huma.Get(h, "/v1/backups", func(ctx context.Context, _ *struct{}) (*answer[backupsBody], error) {
+	huma.Get(h, "/v1/backups", func(ctx context.Context, in *Filter) (*answer[backupsBody], error) {
 		views, err := s.config.Agent.Backups(ctx)
 		if err != nil {
 			return nil, answerFor(err)
@@ -63,6 +69,9 @@ func (s *Server) addBackups(h huma.API) {
 		body := backupsBody{Backups: make([]Backup, len(views))}
 		for i, v := range views {
 			body.Backups[i] = backup(v)
+		}
+		if body.Backups, err = FilterBackups(body.Backups, *in); err != nil {
+			return nil, answerFor(err)
 		}
 		return &answer[backupsBody]{body}, nil
 	})
@@ -94,7 +103,7 @@ func (s *Server) addBackups(h huma.API) {
 		Backup string `path:"backup" doc:"id or name"`
 		Body   backupChangeBody
 	}) (*answer[backupBody], error) {
-		v, err := s.config.Agent.ProtectBackup(ctx, in.Backup, in.Body.Backup.Protected)
+		v, err := s.config.Agent.ChangeBackup(ctx, in.Backup, backupChange(in.Body.Backup))
 		if err != nil {
 			return nil, answerFor(err)
 		}
@@ -136,6 +145,16 @@ func begun(o catalog.Operation, err error) (*answer[operationBody], error) {
 	return &answer[operationBody]{operationBody{operation(o)}}, nil
 }
 
+func backupChange(c BackupChange) agent.BackupChange {
+	out := agent.BackupChange{
+		Name: c.Name, Description: c.Description, Properties: c.Metadata, Set: c.SetMetadata, Unset: c.UnsetMetadata, Protected: c.Protected,
+	}
+	if c.NoMetadata && out.Properties == nil {
+		out.Properties = map[string]string{}
+	}
+	return out
+}
+
 // newBackup takes the name and the description under either of their words.
 func newBackup(n NewBackup) (agent.NewBackup, error) {
 	name, err := either("name", n.Name, "display_name", n.DisplayName)
@@ -156,6 +175,7 @@ func newBackup(n NewBackup) (agent.NewBackup, error) {
 		Incremental: n.Incremental,
 		Quiesce:     quiesce(n.Quiesce),
 		Compression: n.Compression,
+		Properties:  n.Metadata,
 	}, nil
 }
 
@@ -211,5 +231,14 @@ func backup(v agent.BackupView) Backup {
 		Host:                optional(v.Host),
 		Forks:               Forks(v.Forks),
 		Damage:              optional(v.Damage),
+		Metadata:            properties(v.Properties),
 	}
+}
+
+// properties is an empty map for none: never null.
+func properties(p map[string]string) map[string]string {
+	if p == nil {
+		return map[string]string{}
+	}
+	return p
 }

@@ -8,15 +8,14 @@ import (
 	"fmt"
 	"iter"
 	"net/http"
-	"net/url"
 	"strconv"
 	"time"
 )
 
-// Volumes returns every volume, oldest first.
-func (c *Client) Volumes(ctx context.Context) ([]Volume, error) {
+// Volumes returns the volumes that are wanted, oldest first.
+func (c *Client) Volumes(ctx context.Context, p Page) ([]Volume, error) {
 	var out volumesBody
-	err := c.do(ctx, http.MethodGet, path("volumes"), nil, &out)
+	err := c.do(ctx, http.MethodGet, path("volumes")+"?"+p.values().Encode(), nil, &out)
 	return out.Volumes, err
 }
 
@@ -93,10 +92,10 @@ func (c *Client) DeleteVolume(ctx context.Context, name string) error {
 	return c.remove(ctx, "volumes", "volume", name)
 }
 
-// Snapshots returns the snapshots of a volume, or of all if volume is empty,
-// oldest first.
-func (c *Client) Snapshots(ctx context.Context, volume string, system bool) ([]Snapshot, error) {
-	q := url.Values{}
+// Snapshots returns the snapshots that are wanted of a volume, or of all if volume
+// is empty, oldest first; with system also those that Varve made itself.
+func (c *Client) Snapshots(ctx context.Context, volume string, system bool, p Page) ([]Snapshot, error) {
+	q := p.values()
 	if volume != "" {
 		q.Set("volume", volume)
 	}
@@ -124,10 +123,11 @@ func (c *Client) DeleteSnapshot(ctx context.Context, name string) error {
 	return c.remove(ctx, "snapshots", "snapshot", name)
 }
 
-// Backups returns the backups in every target, newest first.
-func (c *Client) Backups(ctx context.Context) ([]Backup, error) {
+// Backups returns the backups that are wanted of those in all targets, newest
+// first.
+func (c *Client) Backups(ctx context.Context, f Filter) ([]Backup, error) {
 	var out backupsBody
-	err := c.do(ctx, http.MethodGet, path("backups"), nil, &out)
+	err := c.do(ctx, http.MethodGet, path("backups")+"?"+f.values().Encode(), nil, &out)
 	return out.Backups, err
 }
 

@@ -31,7 +31,7 @@ func TestLife(t *testing.T) {
 	if _, err = c.GrowVolume(ctx, v.ID, 1<<30); err == nil {
 		t.Error("a volume shrinks")
 	}
-	if all, err := c.Volumes(ctx); err != nil || len(all) != 1 || all[0].ID != v.ID {
+	if all, err := c.Volumes(ctx, Page{}); err != nil || len(all) != 1 || all[0].ID != v.ID {
 		t.Errorf("volumes: %+v, %v", all, err)
 	}
 
@@ -42,7 +42,7 @@ func TestLife(t *testing.T) {
 	if got, err := c.Snapshot(ctx, "monday"); err != nil || got.ID != s.ID {
 		t.Errorf("snapshot by name: %+v, %v", got, err)
 	}
-	if all, err := c.Snapshots(ctx, v.ID, false); err != nil || len(all) != 1 {
+	if all, err := c.Snapshots(ctx, v.ID, false, Page{}); err != nil || len(all) != 1 {
 		t.Errorf("snapshots: %+v, %v", all, err)
 	}
 
@@ -68,7 +68,7 @@ func TestLife(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.succeeds(o)
-	all, err := c.Backups(ctx) // B12: newest first
+	all, err := c.Backups(ctx, Filter{}) // B12: newest first
 	if err != nil || len(all) != 2 || all[0].Name != "next" || all[1].Name != "full" {
 		t.Fatalf("backups: %+v, %v", all, err)
 	}

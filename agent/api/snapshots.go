@@ -29,6 +29,7 @@ func (s *Server) addSnapshots(h huma.API) {
 	huma.Get(h, "/v1/snapshots", func(ctx context.Context, in *struct {
 		Volume string `query:"volume" doc:"id or name; only this volume's"`
 		System bool   `query:"system" doc:"also those that Varve made itself"`
+		Page
 	}) (*answer[snapshotsBody], error) {
 		views, err := s.config.Agent.Snapshots(ctx, in.Volume, in.System)
 		if err != nil {
@@ -37,6 +38,9 @@ func (s *Server) addSnapshots(h huma.API) {
 		body := snapshotsBody{Snapshots: make([]Snapshot, len(views))}
 		for i, v := range views {
 			body.Snapshots[i] = snapshot(v)
+		}
+		if body.Snapshots, err = filterSnapshots(body.Snapshots, in.Page); err != nil {
+			return nil, answerFor(err)
 		}
 		return &answer[snapshotsBody]{body}, nil
 	})

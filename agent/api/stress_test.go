@@ -59,7 +59,7 @@ func TestAnythingAtOnce(t *testing.T) {
 			t.Errorf("operation %s ended with reason %q: %s", o.Kind, text(o.Reason), text(o.Error))
 		}
 	}
-	volumes, err := c.Volumes(ctx)
+	volumes, err := c.Volumes(ctx, Page{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,7 +68,7 @@ func TestAnythingAtOnce(t *testing.T) {
 			t.Errorf("volume %s stays in status %s", v.Name, v.Status)
 		}
 	}
-	backups, err := c.Backups(ctx)
+	backups, err := c.Backups(ctx, Filter{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -98,7 +98,14 @@ func (u *user) volume() string                { return u.one("v", 4) }
 func (u *user) snapshot() string              { return u.one("s", 3) }
 func (u *user) backup() string                { return u.one("b", 5) }
 func (u *user) target() string                { return u.one("t", 3) }
-func (u *user) maybe() bool                   { return u.random.IntN(2) == 0 }
+func (u *user) backupChange() BackupChange {
+	if protected, name := u.random.IntN(4) == 0, u.backup(); u.maybe() {
+		return BackupChange{Protected: &protected}
+	} else {
+		return BackupChange{Name: &name, SetMetadata: map[string]string{u.one("k", 3): name}, UnsetMetadata: []string{u.one("k", 3)}}
+	}
+}
+func (u *user) maybe() bool { return u.random.IntN(2) == 0 }
 
 // act does one random thing, and looks at how it was refused if it was.
 func (u *user) act() {
@@ -142,7 +149,7 @@ var acts = []struct {
 		return second(c.ChangeVolume(ctx, u.volume(), VolumeChange{Name: &name}))
 	}},
 	{"volume show", func(u *user, ctx context.Context, c *Client) error { return second(c.Volume(ctx, u.volume())) }},
-	{"volume list", func(u *user, ctx context.Context, c *Client) error { return second(c.Volumes(ctx)) }},
+	{"volume list", func(u *user, ctx context.Context, c *Client) error { return second(c.Volumes(ctx, Page{})) }},
 	{"volume check", func(u *user, ctx context.Context, c *Client) error {
 		return second(c.CheckVolume(ctx, u.volume(), u.maybe()))
 	}},
@@ -172,7 +179,7 @@ var acts = []struct {
 	{"snapshot create", (*user).createSnapshot},
 	{"snapshot delete", func(u *user, ctx context.Context, c *Client) error { return c.DeleteSnapshot(ctx, u.snapshot()) }},
 	{"snapshot list", func(u *user, ctx context.Context, c *Client) error {
-		return second(c.Snapshots(ctx, u.volume(), u.maybe()))
+		return second(c.Snapshots(ctx, u.volume(), u.maybe(), Page{}))
 	}},
 	{"snapshot diff", func(u *user, ctx context.Context, c *Client) error {
 		return lastError(c.DiffSnapshots(ctx, u.snapshot(), u.snapshot()))
@@ -199,7 +206,7 @@ var acts = []struct {
 		return second(c.VerifyBackup(ctx, u.backup(), u.maybe()))
 	}},
 	{"backup set", func(u *user, ctx context.Context, c *Client) error {
-		return second(c.ChangeBackup(ctx, u.backup(), BackupChange{Protected: u.random.IntN(4) == 0}))
+		return second(c.ChangeBackup(ctx, u.backup(), u.backupChange()))
 	}},
 	{"backup reset-state", func(u *user, ctx context.Context, c *Client) error {
 		return c.ResetState(ctx, "backup", u.backup(), "available")
@@ -208,7 +215,7 @@ var acts = []struct {
 		return lastError(c.DiffBackups(ctx, u.backup(), u.backup()))
 	}},
 	{"backup cost", func(u *user, ctx context.Context, c *Client) error { return second(c.BackupCost(ctx, u.backup())) }},
-	{"backup list", func(u *user, ctx context.Context, c *Client) error { return second(c.Backups(ctx)) }},
+	{"backup list", func(u *user, ctx context.Context, c *Client) error { return second(c.Backups(ctx, Filter{})) }},
 	{"backup expire", func(u *user, ctx context.Context, c *Client) error {
 		return third(c.ExpireBackups(ctx, NewExpiry{KeepLast: 2, VolumeID: u.volume()}))
 	}},

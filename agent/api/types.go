@@ -239,6 +239,8 @@ type Backup struct {
 	Host           *string `json:"host" doc:"that wrote it; null: not known"`
 	Forks          []Fork  `json:"forks" doc:"that it is on a side of"`
 	Damage         *string `json:"damage" doc:"what of it is lost, as the last verification has it; null: nothing is known to be"`
+
+	Metadata map[string]string `json:"metadata"`
 }
 
 // NewBackup is a backup to create, with the fields of Cinder's request.
@@ -253,6 +255,8 @@ type NewBackup struct {
 	Incremental        bool    `json:"incremental,omitempty" doc:"only what changed since the newest backup in the target"`
 	SnapshotID         *string `json:"snapshot_id,omitempty" doc:"id or name of a snapshot of the volume"`
 	Compression        string  `json:"compression,omitempty" enum:"fastest,default" doc:"the target's if left out"`
+
+	Metadata map[string]string `json:"metadata,omitempty"`
 	Quiesce
 }
 

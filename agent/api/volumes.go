@@ -73,7 +73,7 @@ func accepted(o *huma.Operation) { o.DefaultStatus = http.StatusAccepted }
 func created(o *huma.Operation) { o.DefaultStatus = http.StatusCreated }
 
 func (s *Server) addVolumes(h huma.API) {
-	huma.Get(h, "/v1/volumes", func(ctx context.Context, _ *struct{}) (*answer[volumesBody], error) {
+	huma.Get(h, "/v1/volumes", func(ctx context.Context, in *Page) (*answer[volumesBody], error) {
 		views, err := s.config.Agent.Volumes(ctx)
 		if err != nil {
 			return nil, answerFor(err)
@@ -81,6 +81,9 @@ func (s *Server) addVolumes(h huma.API) {
 		body := volumesBody{Volumes: make([]Volume, len(views))}
 		for i, v := range views {
 			body.Volumes[i] = s.volume(v)
+		}
+		if body.Volumes, err = filterVolumes(body.Volumes, *in); err != nil {
+			return nil, answerFor(err)
 		}
 		return &answer[volumesBody]{body}, nil
 	})
@@ -209,7 +212,7 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		Size:           gib(v.Size),
 		Attachments:    make([]Attachment, len(v.Attachments)),
 		Bootable:       fmt.Sprint(v.Bootable),
-		Metadata:       v.Properties,
+		Metadata:       properties(v.Properties),
 		SnapshotID:     optionalID(v.SnapshotID),
 		SourceVolumeID: optionalID(v.SourceVolumeID),
 		VolumeType:     v.Type,
@@ -231,9 +234,6 @@ func (s *Server) volume(v agent.VolumeView) Volume {
 		FileSystems:   make([]FileSystem, len(v.FileSystems)),
 		TakenOver:     takeovers(v.TakenOver),
 		SnapshotUsage: make([]SnapshotUsage, len(v.Snapshots)),
-	}
-	if out.Metadata == nil {
-		out.Metadata = map[string]string{}
 	}
 	for i, fs := range v.FileSystems {
 		out.FileSystems[i] = FileSystem{fs.Partition, fs.Kind, fs.UUID, append([]string{}, fs.Twins...)}

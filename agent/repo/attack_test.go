@@ -20,7 +20,7 @@ import (
 
 // A rich is a repository with objects of every kind that there is: two volumes,
 // one with two keys; two key slots; a backup that is deleted, one that is
-// protected, one that was repaired; a lineage that was taken over; what a pruning
+// protected and renamed, one that was repaired; a lineage that was taken over; what a pruning
 // condemned, and what a host left that is at work.
 type rich struct {
 	store   *object.Mem
@@ -37,7 +37,7 @@ type rich struct {
 
 // everyKind are the kinds of objects of a rich repository, by the prefix of
 // their names, or by their letter below v/.
-var everyKind = []string{"repo", "k/", "s/", "g/", "p/", "m/", "k", "b", "d", "h", "r", "c"}
+var everyKind = []string{"repo", "k/", "s/", "g/", "p/", "m/", "k", "b", "d", "h", "n", "r", "c"}
 
 // objectKindOf is one of everyKind.
 func objectKindOf(name string) string {
@@ -81,6 +81,9 @@ func newRich(t *testing.T) *rich {
 		if err := r.Protect(t.Context(), id, true); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if _, err := r.Recaption(t.Context(), ids[1], renamed("renamed")); err != nil {
+		t.Fatal(err)
 	}
 	drop := func(id layers.ID) {
 		if err := r.Delete(t.Context(), id); err != nil {
@@ -252,6 +255,9 @@ func (x *rich) read(t *testing.T, what string, store object.Store) (v verdict) {
 	for b, err := range r.Backups(t.Context()) {
 		w, known := x.backups[b.ID]
 		w.Protected = b.Protected // which whoever can write to the store can change
+		if w.Name == "renamed" && b.Name == "nightly" {
+			w.Name, w.Updated, w.Caption = b.Name, w.Created, b.Caption // and he can take captions away
+		}
 		switch {
 		case err != nil && !damage(err):
 			t.Errorf("%s: list: %v", what, err)

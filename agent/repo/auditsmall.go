@@ -13,8 +13,8 @@ import (
 )
 
 // checkSmall reads the objects that are not of one backup: key slots and
-// volume keys; from Map on also sessions, claims, tombstones, holds, lists and
-// relocations.
+// volume keys; from Map on also sessions, claims, tombstones, holds, captions,
+// lists and relocations.
 func (a *audit) checkSmall(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.SetLimit(restoreFetches)
@@ -94,6 +94,12 @@ func (a *audit) smallObject(name string) (limit int64, parse func([]byte) error)
 	}
 	if id, ok := n.hold(); ok {
 		return maxBody, body(kindHold, id, 0)
+	}
+	if caption, ok := n.caption(); ok {
+		return maxBody, func(b []byte) error {
+			_, err := r.openCaption(b, caption)
+			return err
+		}
 	}
 	if id, number, ok := parseSession(name); ok {
 		return maxBody, body(kindSession, id, number)

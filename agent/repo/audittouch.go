@@ -249,6 +249,11 @@ func (a *audit) traceVolume(ctx context.Context, roots []listedRoot) error {
 			}
 		}
 		b := &root.backup
+		if len(found) > 0 {
+			if c, err := a.repo.caption(ctx, listed.name); err == nil && c != nil { // else it goes by its first name
+				c.describe(b)
+			}
+		}
 		for _, finding := range slices.Sorted(maps.Keys(found)) {
 			a.touch(finding, Touched{Backup: b.ID, Volume: b.Volume, Name: b.Name, VolumeName: b.VolumeName}, clip(JoinRanges(found[finding]), b.Size))
 		}

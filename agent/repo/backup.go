@@ -38,8 +38,10 @@ type Backup struct {
 	Host          string    // for people; empty: not known
 
 	Incremental   bool
-	Protected     bool // against deletion: see Protect
+	Protected     bool   // against deletion: see Protect
+	Caption       string // tells which caption its texts are from; empty: none, they are its root's own
 	Created       time.Time
+	Updated       time.Time // when the caption was written; Created without one
 	DataTimestamp time.Time
 	Meta          map[string]string
 }
@@ -52,12 +54,13 @@ const listAhead = 8
 // says (ID, Volume, Epoch and Number), and never hides the others. An object whose name is not
 // of this format is not a backup: it is passed over.
 func (r *Repo) Backups(ctx context.Context) iter.Seq2[Backup, error] {
-	return r.NewBackups(ctx, func(layers.ID) bool { return false })
+	return r.NewBackups(ctx, func(layers.ID, string) bool { return false })
 }
 
-// NewBackups is Backups for who knows most of them: of a backup that is known
-// nothing is read, and only its ID, its Volume and Protected are yielded.
-func (r *Repo) NewBackups(ctx context.Context, known func(layers.ID) bool) iter.Seq2[Backup, error] {
+// NewBackups is Backups for who knows most of them: known says whether a backup
+// is, with the caption that it has now. Of one that is known nothing is read, and
+// only its ID, its Volume, Protected and Caption are yielded.
+func (r *Repo) NewBackups(ctx context.Context, known func(id layers.ID, caption string) bool) iter.Seq2[Backup, error] {
 	return func(yield func(Backup, error) bool) {
 		l, err := r.list(ctx, volumesRoot)
 		if err != nil {
@@ -75,7 +78,7 @@ func (r *Repo) NewBackups(ctx context.Context, known func(layers.ID) bool) iter.
 }
 
 // summaries reads listAhead roots ahead of the one that is yielded.
-func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(layers.ID) bool, yield func(Backup, error) bool) {
+func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(layers.ID, string) bool, yield func(Backup, error) bool) {
 	ahead, stop := context.WithCancel(ctx)
 	defer stop()
 	type answer struct {
@@ -88,12 +91,13 @@ func (r *Repo) summaries(ctx context.Context, roots []listedRoot, known func(lay
 			return
 		}
 		answers[i] = make(chan answer, 1)
-		if name := roots[i].name; known(name.backup) {
-			answers[i] <- answer{Backup{ID: name.backup, Volume: name.volume, Protected: roots[i].held}, nil}
+		name := roots[i].name
+		if ref := r.captions.ref(name.backup); known(name.backup, ref) {
+			answers[i] <- answer{Backup{ID: name.backup, Volume: name.volume, Protected: roots[i].held, Caption: ref}, nil}
 			return
 		}
 		go func() {
-			b, err := r.readSummary(ahead, roots[i])
+			b, _, err := r.describe(ahead, roots[i])
 			answers[i] <- answer{b, err}
 		}()
 	}
@@ -138,7 +142,7 @@ func (r *Repo) Backup(ctx context.Context, id layers.ID) (Backup, error) {
 		g.Go(func() error { return r.checkLive(ctx, listed.name) })
 	}
 	g.Go(func() error {
-		b, damage = r.readSummary(ctx, listed)
+		b, _, damage = r.describe(ctx, listed)
 		return nil // a tombstone explains a root that is gone
 	})
 	if err := g.Wait(); err != nil {
@@ -175,6 +179,7 @@ func (r *Repo) Delete(ctx context.Context, id layers.ID) error {
 		return fmt.Errorf("delete backup %s: %w", id, err)
 	}
 	r.index.forget(id)
+	r.captions.forget(id)
 	return nil
 }
 
@@ -188,6 +193,11 @@ const (
 	bodyNumber     = 6
 	bodyRoot       = 7
 	bodyHost       = 8
+
+	// Of captions; relocations and condemned lists have those between.
+	bodyName        = 14
+	bodyDescription = 15
+	bodyMeta        = 16
 )
 
 // sealBody makes a small object of fields under the repository's own key.

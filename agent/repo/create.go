@@ -124,12 +124,13 @@ func (j *Job) validate() error {
 
 // describe returns what the job says about the backup to come.
 func (j *Job) describe() Backup {
+	created := j.Created.UTC().Truncate(time.Millisecond)
 	return Backup{
 		ID: j.ID, Volume: j.Volume, VolumeName: j.VolumeName,
 		Name: j.Name, Description: j.Description,
 		Parent: j.Parent, Boundary: j.Boundary, Snapshot: j.Snapshot, Claim: j.Claim.ID, Host: j.Host,
 		Size: j.Source.Size(), Incremental: !j.Parent.IsZero(),
-		Created: j.Created.UTC().Truncate(time.Millisecond), DataTimestamp: j.DataTimestamp.UTC().Truncate(time.Millisecond),
+		Created: created, Updated: created, DataTimestamp: j.DataTimestamp.UTC().Truncate(time.Millisecond),
 		Meta: maps.Clone(j.Meta),
 	}
 }

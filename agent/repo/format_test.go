@@ -48,6 +48,7 @@ func forms() []form {
 		},
 	}
 	c := &Claim{ID: fixedID, Volume: otherID, Epoch: 3, After: Position{fixedID, 2, 70_000}, Host: "hôte", Created: fixedTime}
+	p := &caption{captionName{fixedID, otherID, 70_000, objectID{5}}, Caption{"n", "d", map[string]string{"": "x", "k": ""}}, fixedTime, "hôte"}
 	r.inventory = &leafRef{pack: r.spans.packs[1], number: 3, off: 500, stored: 99}
 	return []form{
 		{"head", h.append(nil, fixedKey), func(b []byte) ([]byte, error) {
@@ -112,6 +113,22 @@ func forms() []form {
 			}
 			for tag := range f { // those that readers pass over
 				if c.body()[tag] != nil {
+					f[tag] = again.body()[tag]
+				}
+			}
+			return f.append(nil), nil
+		}, -1, 0, false},
+		{"caption", p.body().append(nil), func(b []byte) ([]byte, error) {
+			f, err := parseFields(b)
+			if err != nil {
+				return nil, err
+			}
+			again, err := parseCaption(f, p.name)
+			if err != nil {
+				return nil, err
+			}
+			for tag := range f { // those that readers pass over
+				if p.body()[tag] != nil {
 					f[tag] = again.body()[tag]
 				}
 			}
@@ -267,7 +284,7 @@ func TestFormsReadWhatTheyWrote(t *testing.T) {
 func TestFormsCutAnywhere(t *testing.T) {
 	for _, f := range forms() {
 		for n := range f.example {
-			if f.name == "summary" || f.name == "claim" {
+			if f.name == "summary" || f.name == "claim" || f.name == "caption" {
 				break // shorter ones may be whole: fields are all optional; the seal guards them
 			}
 			if _, err := f.again(f.example[:n:n]); err == nil {
@@ -398,6 +415,7 @@ func FuzzLeaf(f *testing.F)        { fuzzForm(f, "leaf") }
 func FuzzSpans(f *testing.F)       { fuzzForm(f, "spans") }
 func FuzzSummary(f *testing.F)     { fuzzForm(f, "summary") }
 func FuzzClaim(f *testing.F)       { fuzzForm(f, "claim") }
+func FuzzCaption(f *testing.F)     { fuzzForm(f, "caption") }
 func FuzzTrailer(f *testing.F)     { fuzzForm(f, "trailer") }
 func FuzzInventory(f *testing.F)   { fuzzForm(f, "inventory") }
 func FuzzRoots(f *testing.F)       { fuzzForm(f, "roots") }
@@ -414,6 +432,7 @@ func FuzzNames(f *testing.F) {
 	f.Add(packName(inLeaves, objectID{1, 2, 3}))
 	f.Add(relocationName(fixedID, objectID{1}))
 	f.Add(claimName{fixedID, 2, otherID}.String())
+	f.Add(captionName{fixedID, otherID, 3, objectID{1}}.String())
 	f.Fuzz(func(t *testing.T, s string) {
 		if id, ok := parseSlotName(s); ok && slotName(id) != s {
 			t.Errorf("slot %q", s)
@@ -442,6 +461,9 @@ func FuzzNames(f *testing.F) {
 		}
 		if claim, ok := name.claim(); ok && claim.String() != s {
 			t.Errorf("claim %q", s)
+		}
+		if caption, ok := name.caption(); ok && caption.String() != s {
+			t.Errorf("caption %q", s)
 		}
 		if ref, ok := name.key(); ok && volumeKeyName(ref) != s {
 			t.Errorf("key %q", s)

@@ -20,7 +20,8 @@ const (
 	kindClaim      objectKind = 10
 	kindTombstone  objectKind = 11
 	kindHold       objectKind = 12
-	kindLast                  = kindHold
+	kindCaption    objectKind = 13
+	kindLast                  = kindCaption
 )
 
 const (

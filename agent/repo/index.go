@@ -73,12 +73,13 @@ func (x *index) newestKey(volume layers.ID) (keyRef, bool) {
 
 // A listing is what stands below v/, or below one volume there.
 type listing struct {
-	roots   []listedRoot // by volume, then claim epoch, then number
-	deleted map[layers.ID]bool
-	stones  []listedStone
-	holds   map[layers.ID][]string     // names of the objects that protect a backup
-	moves   map[layers.ID][]listedMove // by volume
-	newest  time.Time                  // of all objects listed: the store's clock is past it
+	roots    []listedRoot // by volume, then claim epoch, then number
+	deleted  map[layers.ID]bool
+	stones   []listedStone
+	holds    map[layers.ID][]string      // names of the objects that protect a backup
+	moves    map[layers.ID][]listedMove  // by volume
+	captions map[layers.ID][]captionName // by backup
+	newest   time.Time                   // of all objects listed: the store's clock is past it
 }
 
 // root returns what the listing has of a root.
@@ -96,7 +97,7 @@ func (l *listing) root(name rootName) (listedRoot, bool) {
 // foreign object must not hide those that are there.
 func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 	asked := r.moment()
-	l := &listing{deleted: make(map[layers.ID]bool), holds: make(map[layers.ID][]string), moves: make(map[layers.ID][]listedMove)}
+	l := &listing{deleted: make(map[layers.ID]bool), holds: make(map[layers.ID][]string), moves: make(map[layers.ID][]listedMove), captions: make(map[layers.ID][]captionName)}
 	for info, err := range r.store.List(ctx, prefix) {
 		if err != nil {
 			return nil, fmt.Errorf("list backups: %w", err)
@@ -124,6 +125,11 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 			if id, ok := name.hold(); ok {
 				l.holds[id] = append(l.holds[id], info.Name)
 			}
+		case "n":
+			if caption, ok := name.caption(); ok {
+				l.captions[caption.backup] = append(l.captions[caption.backup], caption)
+				r.captions.note(caption)
+			}
 		case "r":
 			if id, ok := name.relocation(); ok {
 				l.moves[name.volume] = append(l.moves[name.volume], listedMove{info.Name, id, info.Size, info.Modified})
@@ -144,6 +150,7 @@ func (r *Repo) list(ctx context.Context, prefix string) (*listing, error) {
 	}
 	for id := range l.deleted {
 		r.index.forget(id)
+		r.captions.forget(id)
 	}
 	r.confirm(l, asked)
 	var only layers.ID

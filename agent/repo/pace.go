@@ -52,7 +52,7 @@ func (s *pacedStore) Get(ctx context.Context, name string, p []byte, off int64) 
 // over is the repository read through another store; what it knows is shared.
 func (r *Repo) over(s object.Store) *Repo {
 	other := &Repo{
-		store: s, head: r.head, keys: r.keys, index: r.index, claims: r.claims, cache: r.cache, reach: r.reach, moves: r.moves, fetches: r.fetches, life: r.life, end: r.end,
+		store: s, head: r.head, keys: r.keys, index: r.index, claims: r.claims, captions: r.captions, cache: r.cache, reach: r.reach, moves: r.moves, fetches: r.fetches, life: r.life, end: r.end,
 		now: r.now, cost: r.cost, mergePacks: r.mergePacks, packTarget: r.packTarget, rootBudget: r.rootBudget, splitLeaf: r.splitLeaf,
 	}
 	other.opened.Store(r.opened.Load())

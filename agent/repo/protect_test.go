@@ -34,7 +34,7 @@ func TestProtect(t *testing.T) {
 				t.Errorf("listed: protected %v, %v", got.Protected, err)
 			}
 		}
-		for got := range host.NewBackups(ctx, func(layers.ID) bool { return true }) {
+		for got := range host.NewBackups(ctx, func(layers.ID, string) bool { return true }) {
 			if !got.Protected || got.ID != b.ID {
 				t.Errorf("known: %+v", got)
 			}

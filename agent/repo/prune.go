@@ -373,6 +373,9 @@ func (p *prune) removeDead(ctx context.Context) error {
 			p.report.Freed.Bytes -= stone.size
 			continue
 		}
+		for _, caption := range p.captions[stone.backup] {
+			names = append(names, caption.String())
+		}
 		names = append(append(names, p.holds[stone.backup]...), stone.name())
 	}
 	if err := p.remove(ctx, names); err != nil {

@@ -73,9 +73,11 @@ type Repo struct {
 	opened atomic.Pointer[slot] // the slot in use; nil without encryption
 	index  *index
 	claims *claims
-	cache  *cache
-	reach  *reach
-	moves  *moves
+
+	captions *captions
+	cache    *cache
+	reach    *reach
+	moves    *moves
 
 	fetches chan struct{} // one for each request for frames that runs
 
@@ -234,7 +236,7 @@ func newRepo(s object.Store, h *head, master [32]byte, opened *slot) *Repo {
 	life, end := context.WithCancelCause(context.Background())
 	r := &Repo{
 		store: s, head: h, keys: newKeyring(h.suite, h.id, master),
-		index: newIndex(), claims: newClaims(), cache: newCache(cacheBytes), reach: newReach(), moves: new(moves), fetches: make(chan struct{}, fetchesMax),
+		index: newIndex(), claims: newClaims(), captions: newCaptions(), cache: newCache(cacheBytes), reach: newReach(), moves: new(moves), fetches: make(chan struct{}, fetchesMax),
 		life: life, end: end, cost: defaultCost, mergePacks: mergePacks, packTarget: packTarget, rootBudget: rootBudget, splitLeaf: splitLeaf,
 		now: time.Now,
 	}

@@ -170,6 +170,7 @@ func (r *root) setSummary(f fields) error {
 	var err error
 	b.Created, err = f.time(fieldCreated)
 	errs = append(errs, err)
+	b.Updated = b.Created
 	b.DataTimestamp, err = f.time(fieldDataTimestamp)
 	errs = append(errs, err)
 	b.Meta, err = parsePairs(f[fieldMeta])

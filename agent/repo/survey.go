@@ -23,6 +23,7 @@ type survey struct {
 	stones   map[layers.ID]listedStone // by backup
 	lists    []listedList
 	holds    map[layers.ID][]string // names of the objects that protect a backup
+	captions map[layers.ID][]captionName
 
 	moves  map[layers.ID][]listedMove // relocations, by volume
 	leaned map[rootName]bool          // parents of the backups that are being made
@@ -66,7 +67,7 @@ func (r *Repo) survey(ctx context.Context, own layers.ID) (*survey, error) {
 		return nil, err
 	}
 	s.tick(l.newest)
-	s.roots, s.holds, s.moves = l.roots, l.holds, l.moves
+	s.roots, s.holds, s.captions, s.moves = l.roots, l.holds, l.captions, l.moves
 	for _, root := range l.roots {
 		s.written[root.name.backup] = root.modified
 	}

@@ -134,7 +134,7 @@ func (c *counting) backups(ctx context.Context) error {
 		}
 	}
 	var failed error
-	c.repo.summaries(ctx, roots, func(layers.ID) bool { return false }, func(b Backup, err error) bool {
+	c.repo.summaries(ctx, roots, func(layers.ID, string) bool { return false }, func(b Backup, err error) bool {
 		if err != nil && b.ID.IsZero() {
 			failed = err
 			return false

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/urfave/cli/v2"
@@ -23,11 +22,12 @@ func (p *program) backupCommand() *cli.Command {
 				&cli.StringFlag{Name: "snapshot", Usage: "back up this `SNAPSHOT` of the volume instead of its present state"},
 				compressionFlag("the target's if left out"),
 				&cli.BoolFlag{Name: "incremental", Usage: "only what changed since the newest backup in the target"},
+				&cli.BoolFlag{Name: "no-incremental", Usage: "everything (the default)"},
+				propertyFlag(),
+				&cli.StringFlag{Name: "availability-zone", Usage: "`ZONE`", Hidden: true},
 				&cli.BoolFlag{Name: "force", Usage: "also if the volume is in use"})...)...),
 			(*call).backupCreate),
-		p.verb("list", "", "list backups, newest first", outputFlags(
-			&cli.BoolFlag{Name: "long", Usage: "also volume, container, whether incremental, whether protected, and the time of the data"},
-			&cli.StringFlag{Name: "volume", Usage: "only those of this `VOLUME`, by its name or id, also if it is gone"}), (*call).backupList),
+		p.backupListVerb(),
 		p.verb("show", "BACKUP", "show one backup", outputFlags(long), (*call).backupShow),
 		p.backupDiffVerb(),
 		p.backupRestoreVerb(),
@@ -35,10 +35,8 @@ func (p *program) backupCommand() *cli.Command {
 			waitFlags(&cli.BoolFlag{Name: "force", Usage: "also if incremental backups depend on it; they stay whole"}),
 			(*call).backupDelete),
 		p.backupExpireVerb(),
-		p.verb("set", "BACKUP...", "protect backups from being deleted, on every host, or let them be deleted again", []cli.Flag{
-			&cli.BoolFlag{Name: "protected", Usage: "refuse to delete them"},
-			&cli.BoolFlag{Name: "unprotected", Usage: "let them be deleted"},
-		}, (*call).backupSet),
+		p.backupSetVerb(),
+		p.backupUnsetVerb(),
 		p.resetVerb("backup", "BACKUP..."),
 		p.backupVerifyVerb())
 }
@@ -74,6 +72,16 @@ func (c *call) backupCreate() error {
 	if err := c.checkCompression(); err != nil {
 		return err
 	}
+	switch {
+	case c.Bool("incremental") && c.Bool("no-incremental"):
+		return usagef("backup create: --incremental or --no-incremental, not both")
+	case c.IsSet("availability-zone"):
+		return usagef("backup create: there are no availability zones; --container names the target that the backup goes to")
+	}
+	properties, err := parseProperties("backup create", c.StringSlice("property"))
+	if err != nil {
+		return err
+	}
 	b, o, err := client.CreateBackup(c.ctx, api.NewBackup{
 		Quiesce:     quiesce,
 		VolumeID:    c.args[0],
@@ -84,6 +92,7 @@ func (c *call) backupCreate() error {
 		Incremental: c.Bool("incremental"),
 		SnapshotID:  ptr(c.String("snapshot")),
 		Compression: c.String("compression"),
+		Metadata:    properties,
 	})
 	if err != nil {
 		return err
@@ -97,67 +106,6 @@ func (c *call) backupCreate() error {
 // container is the name of the target to use: the command's own flag, or the
 // program's.
 func (c *call) container() string { return cmp.Or(c.String("container"), c.global("target")) }
-
-func (c *call) backupList() error {
-	out, err := c.output()
-	if err != nil {
-		return err
-	}
-	all, err := c.backups()
-	if err != nil {
-		return err
-	}
-	columns := []string{"ID", "Name", "Description", "Status", "Size"}
-	if c.Bool("long") {
-		columns = append(columns, "Volume", "Container", "Incremental", "Protected", "Data Timestamp")
-	}
-	var rows []row
-	var shown []api.Backup
-	for _, b := range all {
-		if v := c.String("volume"); v != "" && v != b.VolumeName && !strings.EqualFold(v, b.VolumeID) {
-			continue
-		}
-		cells := row{b.ID, b.Name, orNone(b.Description), b.Status, b.Size}
-		if c.Bool("long") {
-			cells = append(cells, b.VolumeName, b.Container, b.IsIncremental, b.Protected, formatTime(b.DataTimestamp.Time))
-		}
-		rows, shown = append(rows, cells), append(shown, b)
-		if b.Damage != nil {
-			fmt.Fprintf(c.stderr, "backup %s (%s) is damaged: %s\n", printable(b.Name), b.ID, printable(*b.Damage))
-		}
-	}
-	for _, text := range forkTexts(shown) {
-		fmt.Fprintln(c.stderr, printable(text))
-	}
-	return out.list(c.stdout, columns, rows)
-}
-
-// backups are those that the daemon knows, or of one of its targets, or what
-// the target at a URL holds.
-func (c *call) backups() ([]api.Backup, error) {
-	if c.directURL() != "" {
-		return c.directBackups()
-	}
-	client, err := c.backupClient()
-	if err != nil {
-		return nil, err
-	}
-	all, err := client.Backups(c.ctx)
-	if err != nil || c.global("target") == "" {
-		return all, err
-	}
-	t, err := client.Target(c.ctx, c.global("target"))
-	if err != nil {
-		return nil, err
-	}
-	var chosen []api.Backup
-	for _, b := range all {
-		if b.TargetID == t.ID {
-			chosen = append(chosen, b)
-		}
-	}
-	return chosen, nil
-}
 
 func (c *call) backupShow() error {
 	out, err := c.output()
@@ -197,6 +145,9 @@ func (c *call) showBackup(out format, b api.Backup, cost func() (api.BackupCost,
 	case b.Damage != nil:
 		fields = append(fields, field{"damage", *b.Damage})
 	}
+	if len(b.Metadata) > 0 || c.Bool("long") {
+		fields = append(fields, field{"properties", b.Metadata})
+	}
 	if len(b.Forks) > 0 && !c.Bool("long") {
 		fields = append(fields, field{"forks", forksOf(b)})
 	}
@@ -229,21 +180,6 @@ func (c *call) backupDelete() error {
 			return err
 		}
 		return c.follow(client, o)
-	})
-}
-
-func (c *call) backupSet() error {
-	on := c.Bool("protected")
-	if on == c.Bool("unprotected") {
-		return usagef("backup set: say either --protected or --unprotected")
-	}
-	client, err := c.backupClient()
-	if err != nil {
-		return err
-	}
-	return c.eachBackup(client, "set", func(name string) error {
-		_, err := client.ChangeBackup(c.ctx, name, api.BackupChange{Protected: on})
-		return err
 	})
 }
 

@@ -23,7 +23,7 @@ func (c *call) chosen(client *api.Client, ref string) (string, error) {
 	if c.global("target") == "" {
 		return ref, nil
 	}
-	all, err := c.backups()
+	all, err := c.backups(api.Filter{})
 	if err != nil {
 		return "", err
 	}

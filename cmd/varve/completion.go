@@ -144,11 +144,11 @@ func (p *program) values(c *cli.Context, state, place string) []string {
 	case "SHELL":
 		return []string{"bash", "zsh", "fish"}
 	case "VOLUME", "TO":
-		return names(client.Volumes(ctx))(func(v api.Volume) string { return v.Name })
+		return names(client.Volumes(ctx, api.Page{}))(func(v api.Volume) string { return v.Name })
 	case "SNAPSHOT":
-		return names(client.Snapshots(ctx, "", false))(func(s api.Snapshot) string { return s.Name })
+		return names(client.Snapshots(ctx, "", false, api.Page{}))(func(s api.Snapshot) string { return s.Name })
 	case "BACKUP":
-		return names(client.Backups(ctx))(func(b api.Backup) string { return b.Name })
+		return names(client.Backups(ctx, api.Filter{}))(func(b api.Backup) string { return b.Name })
 	case "TARGET":
 		return names(client.Targets(ctx))(func(t api.Target) string { return t.Name })
 	case "OPERATION":

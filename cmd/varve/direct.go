@@ -119,10 +119,10 @@ func (t *bareTarget) describe(b repo.Backup) api.Backup {
 		IsIncremental: b.Incremental, ObjectCount: b.Objects,
 		DataTimestamp: api.Time{Time: b.DataTimestamp},
 		CreatedAt:     api.Time{Time: b.Created},
-		UpdatedAt:     api.Time{Time: b.Created},
+		UpdatedAt:     api.Time{Time: b.Updated},
 		VolumeName:    b.VolumeName, TargetURL: t.url, SizeBytes: b.Size,
 		LogicalBytes: b.Logical, ChangedBytes: b.Changed, StoredBytes: b.Stored,
-		Host: ptr(b.Host),
+		Host: ptr(b.Host), Protected: b.Protected, Metadata: b.Meta,
 	}
 	if !b.Snapshot.IsZero() {
 		out.SnapshotID = ptr(b.Snapshot.String())

@@ -40,12 +40,18 @@ type repoSource struct {
 	running chan struct{} // closed when the running listing ends; nil: none runs
 
 	// Only the running listing uses these.
-	known   map[layers.ID]fuse.Image
+	known   map[layers.ID]knownImage
 	damaged map[layers.ID]bool // those that were logged
 }
 
+// A knownImage is an image whose name is of one caption of the backup.
+type knownImage struct {
+	fuse.Image
+	caption string
+}
+
 func newRepoSource(ctx context.Context, r *repo.Repo, log *slog.Logger) *repoSource {
-	return &repoSource{ctx: ctx, repo: r, log: log, known: map[layers.ID]fuse.Image{}, damaged: map[layers.ID]bool{}}
+	return &repoSource{ctx: ctx, repo: r, log: log, known: map[layers.ID]knownImage{}, damaged: map[layers.ID]bool{}}
 }
 
 // List implements fuse.Source.
@@ -110,12 +116,12 @@ func (s *repoSource) refresh(running chan struct{}) {
 
 // list asks the target for names, and for the roots of those that are not known.
 func (s *repoSource) list(ctx context.Context) ([]fuse.Image, error) {
-	known := func(id layers.ID) bool {
-		_, ok := s.known[id]
-		return ok
+	known := func(id layers.ID, caption string) bool {
+		image, ok := s.known[id]
+		return ok && image.caption == caption
 	}
 	var images []fuse.Image
-	there := make(map[layers.ID]fuse.Image)
+	there := make(map[layers.ID]knownImage)
 	for b, err := range s.repo.NewBackups(ctx, known) {
 		if err != nil && b.ID.IsZero() {
 			maps.Copy(s.known, there)
@@ -123,7 +129,7 @@ func (s *repoSource) list(ctx context.Context) ([]fuse.Image, error) {
 		}
 		image, ok := s.known[b.ID]
 		switch {
-		case ok:
+		case ok && image.caption == b.Caption:
 		case err != nil:
 			if !s.damaged[b.ID] {
 				s.log.Warn("a damaged backup is not shown", "backup", b.ID, "err", err)
@@ -131,10 +137,10 @@ func (s *repoSource) list(ctx context.Context) ([]fuse.Image, error) {
 			s.damaged[b.ID] = true
 			continue
 		default:
-			image = imageOf(b)
+			image = knownImage{imageOf(b), b.Caption}
 		}
 		there[b.ID] = image
-		images = append(images, image)
+		images = append(images, image.Image)
 	}
 	s.known = there
 	return images, nil

@@ -16,10 +16,11 @@ func (p *program) snapshotCommand() *cli.Command {
 				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"})...),
 			(*call).snapshotCreate),
 		p.verb("list", "[VOLUME]", "list snapshots, oldest first",
-			outputFlags(
+			outputFlags(append(pageFlags("snapshot"),
+				&cli.StringFlag{Name: "volume", Usage: "only those of this `VOLUME`"},
 				&cli.BoolFlag{Name: "tree", Usage: "as a tree: each below the snapshot that it was made after, with the volume where it is now"},
 				&cli.BoolFlag{Name: "long", Usage: "also the volume, the time and what each alone holds on disk"},
-				&cli.BoolFlag{Name: "all", Aliases: []string{"system"}, Usage: "also those that Varve made itself, for a backup"}),
+				&cli.BoolFlag{Name: "all", Aliases: []string{"system"}, Usage: "also those that Varve made itself, for a backup"})...),
 			(*call).snapshotList),
 		p.verb("show", "SNAPSHOT", "show one snapshot; VOLUME@SNAPSHOT where the name alone is ambiguous",
 			outputFlags(), (*call).snapshotShow),
@@ -63,15 +64,25 @@ func (c *call) snapshotList() error {
 	if err != nil {
 		return err
 	}
+	page, err := c.page()
+	if err != nil {
+		return err
+	}
+	volume := c.String("volume")
+	if len(c.args) > 0 && volume != "" {
+		return usagef("snapshot list: %s or --volume, not both", c.args[0])
+	}
+	if len(c.args) > 0 {
+		volume = c.args[0]
+	}
+	if c.Bool("tree") && page != (api.Page{}) {
+		return usagef("snapshot list: --tree shows all of a volume: leave the other filters out")
+	}
 	client, err := c.client()
 	if err != nil {
 		return err
 	}
-	volume := ""
-	if len(c.args) > 0 {
-		volume = c.args[0]
-	}
-	all, err := client.Snapshots(c.ctx, volume, c.Bool("all"))
+	all, err := client.Snapshots(c.ctx, volume, c.Bool("all"), page)
 	if err != nil {
 		return err
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"slices"
 	"strings"
 
 	"varve/agent"
@@ -27,11 +26,11 @@ func (c *call) targetShow() error {
 	if err != nil {
 		return err
 	}
-	backups, err := client.Backups(c.ctx)
+	backups, err := client.Backups(c.ctx, api.Filter{Target: t.ID})
 	if err != nil {
 		return err
 	}
-	forks := forkTexts(slices.DeleteFunc(backups, func(b api.Backup) bool { return b.TargetID != t.ID }))
+	forks := forkTexts(backups)
 	d, err := client.DescribeTarget(c.ctx, t.ID)
 	if err != nil {
 		c.complain("target show: what the target itself would say is left out: ", err)

@@ -17,10 +17,10 @@ func (p *program) volumeCommand() *cli.Command {
 				&cli.StringFlag{Name: "snapshot", Usage: "make a clone of this `SNAPSHOT`"},
 				&cli.StringFlag{Name: "source", Usage: "make a clone of this `VOLUME` as it is now"},
 				&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},
-				&cli.StringSliceFlag{Name: "property", Usage: "`KEY=VALUE` to keep with it; may repeat"})...),
+				propertyFlag())...),
 			(*call).volumeCreate),
 		p.cloneVerb(),
-		p.verb("list", "", "list volumes, oldest first", outputFlags(), (*call).volumeList),
+		p.verb("list", "", "list volumes, oldest first", outputFlags(pageFlags("volume")...), (*call).volumeList),
 		p.verb("show", "VOLUME", "show one volume",
 			outputFlags(&cli.BoolFlag{Name: "long", Usage: "also what it takes on disk and how to attach it"}),
 			(*call).volumeShow),
@@ -82,11 +82,15 @@ func (c *call) volumeList() error {
 	if err != nil {
 		return err
 	}
+	page, err := c.page()
+	if err != nil {
+		return err
+	}
 	client, err := c.client()
 	if err != nil {
 		return err
 	}
-	all, err := client.Volumes(c.ctx)
+	all, err := client.Volumes(c.ctx, page)
 	if err != nil {
 		return err
 	}

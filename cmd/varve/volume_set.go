@@ -15,7 +15,7 @@ func (p *program) setVerb() *cli.Command {
 		outputFlags(
 			&cli.StringFlag{Name: "name", Usage: "its new `NAME`"},
 			&cli.StringFlag{Name: "description", Usage: "`TEXT` for people"},
-			&cli.StringSliceFlag{Name: "property", Usage: "`KEY=VALUE` to keep with it; may repeat"},
+			propertyFlag(),
 			&cli.BoolFlag{Name: "no-property", Usage: "remove all properties first"},
 			&cli.StringFlag{Name: "pre-snapshot", Usage: "shell `COMMAND` that runs before a snapshot of the volume in use; empty: none"},
 			&cli.StringFlag{Name: "post-snapshot", Usage: "shell `COMMAND` that runs after it; empty: none"},
