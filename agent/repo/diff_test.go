@@ -60,8 +60,14 @@ func TestDiffOfBackups(t *testing.T) {
 
 func checkDiff(t *testing.T, r *Repo, from, to layers.ID, was, is []byte, touched [][]bool) {
 	t.Helper()
+	before := make([]byte, len(is)) // zeros past the end of from
+	copy(before, was)
 	end := int64(0)
-	covered := make([]bool, len(is))
+	same := func(next int64) { // what lies between two extents
+		if at := differ(is[end:next], before[end:next]); at >= 0 {
+			t.Fatalf("byte %d differs, and is not in the diff", end+at)
+		}
+	}
 	for e, err := range r.Diff(t.Context(), from, to) {
 		if err != nil {
 			t.Fatal(err)
@@ -69,12 +75,10 @@ func checkDiff(t *testing.T, r *Repo, from, to layers.ID, was, is []byte, touche
 		if e.Off < end || e.Len <= 0 || e.End() > int64(len(is)) || e.Kind == layers.Absent {
 			t.Fatalf("extent %+v after %d", e, end)
 		}
+		same(e.Off)
 		end = e.End()
-		for at := e.Off; at < end; at++ {
-			covered[at] = true
-			if e.Kind == layers.Zero && is[at] != 0 {
-				t.Fatalf("%+v, and byte %d is %d", e, at, is[at])
-			}
+		if at := differ(is[e.Off:end], make([]byte, e.Len)); e.Kind == layers.Zero && at >= 0 {
+			t.Fatalf("%+v, and byte %d is %d", e, e.Off+at, is[e.Off+at])
 		}
 		for b := e.Off / layers.BlockSize; b < blocksOf(end); b++ {
 			if !slices.ContainsFunc(touched, func(marks []bool) bool { return b < int64(len(marks)) && marks[b] }) {
@@ -82,15 +86,7 @@ func checkDiff(t *testing.T, r *Repo, from, to layers.ID, was, is []byte, touche
 			}
 		}
 	}
-	for at := range is {
-		before := byte(0) // past the end of from
-		if at < len(was) {
-			before = was[at]
-		}
-		if !covered[at] && is[at] != before {
-			t.Fatalf("byte %d differs, and is not in the diff", at)
-		}
-	}
+	same(int64(len(is)))
 }
 
 func TestDiffReadsOnlyMapsThatDiffer(t *testing.T) {
