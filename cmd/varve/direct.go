@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 
@@ -24,9 +25,14 @@ type bareTarget struct {
 	url string
 }
 
+// An openRepo is repo.Open, or one that does more.
+type openRepo func(context.Context, object.Store, repo.Key) (*repo.Repo, error)
+
 // openDirect opens the repository at the URL. A passphrase or key file is asked
 // for only if the repository is encrypted.
-func (c *call) openDirect() (*bareTarget, error) {
+func (c *call) openDirect() (*bareTarget, error) { return c.openDirectBy(repo.Open) }
+
+func (c *call) openDirectBy(open openRepo) (*bareTarget, error) {
 	at, err := absoluteURL(c.directURL())
 	if err != nil {
 		return nil, err
@@ -40,7 +46,7 @@ func (c *call) openDirect() (*bareTarget, error) {
 		return nil, err
 	}
 	store = object.Retry(object.Limit(store, storeCalls), object.Policy{})
-	r, err := c.openRepository(store, at)
+	r, err := c.openRepository(store, at, open)
 	if errors.Is(err, repo.ErrNoRepository) {
 		return nil, fmt.Errorf("target %s: %w there; look at the URL, container and prefix included", at, err)
 	}
@@ -53,10 +59,10 @@ func (c *call) openDirect() (*bareTarget, error) {
 // openRepository opens the repository in the store. A secret that was given is
 // used, so that a repository without encryption in the place of another is
 // refused; if none was, one is asked for only if it is needed.
-func (c *call) openRepository(store object.Store, at string) (*repo.Repo, error) {
+func (c *call) openRepository(store object.Store, at string, open openRepo) (*repo.Repo, error) {
 	source := c.secrets()
 	if !source.given() {
-		r, err := repo.Open(c.ctx, store, repo.Key{})
+		r, err := open(c.ctx, store, repo.Key{})
 		if !errors.Is(err, repo.ErrKey) {
 			return r, err
 		}
@@ -65,7 +71,7 @@ func (c *call) openRepository(store object.Store, at string) (*repo.Repo, error)
 	if err != nil {
 		return nil, err
 	}
-	return repo.Open(c.ctx, store, secret.key())
+	return open(c.ctx, store, secret.key())
 }
 
 // directBackups lists what the target holds, newest first. A damaged backup is
@@ -157,13 +163,15 @@ func (c *call) openBackup(ref string) (*bareTarget, api.Backup, error) {
 // directMount shows the target's backups at dir until Ctrl-C, or until
 // somebody unmounts it.
 func (c *call) directMount(dir string) error {
-	t, err := c.openDirect()
+	t, err := c.openDirectBy(repo.OpenToList)
 	if err != nil {
 		return err
 	}
 	defer t.Close()
 	log := newLog(c.stderr, c.onTerminal())
-	server, err := fuse.Mount(c.ctx, dir, newRepoSource(c.ctx, t.Repo, log), fuse.Options{Log: log})
+	source := newRepoSource(c.ctx, t.Repo, log)
+	go source.List(c.ctx) // Whoever looks into the mount waits for this one.
+	server, err := fuse.Mount(c.ctx, dir, source, fuse.Options{Log: log})
 	if err != nil {
 		return err
 	}
