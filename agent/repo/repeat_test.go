@@ -284,7 +284,14 @@ func TestRepeatsStayInTheirSpan(t *testing.T) {
 
 // What verification says of a map that names blocks where they are not.
 func TestFrameHolds(t *testing.T) {
-	s := section{blocks: 6, runs: []run{{10, 4}, {20, 2}}, repeats: []repeat{{run{30, 3}, 2}}}
+	s := section{kind: sectionFrame, blocks: 6, runs: []run{{10, 4}, {20, 2}}, repeats: []repeat{{run{30, 3}, 2}}}
+	pack := &checkedPack{frames: 1 << 20, sections: []section{s}, offsets: []int64{headerSize}}
+	for at, holds := range map[int32]bool{1: false, 2: true, 3: false} {
+		w := &wanted{frame: frameRef{off: headerSize, blocks: 6}, pieces: []piece{{block: 30, count: 3, at: at}}}
+		if err := pack.compare(w, Map); holds != (err == nil) || !holds && !errors.Is(err, ErrCorrupt) {
+			t.Errorf("a map with block 30 at %d: %v", at, err)
+		}
+	}
 	for at, blocks := range [][]int64{{10}, {11}, {12, 30}, {13, 31}, {20, 32}, {21}, {}, {}} {
 		for block := range int64(40) {
 			if got, want := s.holds(block, int64(at)), slices.Contains(blocks, block); got != want {
