@@ -12,19 +12,14 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"varve/e2e/testbed"
 )
 
 // B18: file systems are found in the partitions that sfdisk makes, of GPT and of
 // MBR with logical ones, as blkid finds them.
 func TestFileSystemsInPartitions(t *testing.T) {
-	for _, program := range []string{"sfdisk", "mkfs.ext4", "mkfs.xfs", "blkid"} {
-		if _, err := exec.LookPath(program); err != nil {
-			if os.Getenv("STRICT") == "1" {
-				t.Fatal(err)
-			}
-			t.Skip(err)
-		}
-	}
+	testbed.Require(t, "sfdisk", "mkfs.ext4", "mkfs.xfs", "blkid")
 	const size = 1 << 30
 	dir := t.TempDir()
 	run := func(stdin string, args ...string) string {

@@ -13,23 +13,15 @@ import (
 	"golang.org/x/sys/unix"
 
 	"varve/catalog"
+	"varve/e2e/testbed"
 	"varve/layers"
 )
 
 // ext4 mounts a fresh file system that has nothing to do with any volume.
 func ext4(t *testing.T) string {
 	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	} else if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		missing = "mkfs.ext4"
-	}
-	if missing != "" && os.Getenv("STRICT") == "1" {
-		t.Fatalf("%s is missing, and STRICT is 1", missing)
-	} else if missing != "" {
-		t.Skipf("%s is missing", missing)
-	}
+	testbed.RequireRoot(t)
+	testbed.Require(t, "mkfs.ext4")
 	dir := t.TempDir()
 	image, point := filepath.Join(dir, "image"), filepath.Join(dir, "mnt")
 	for _, words := range [][]string{

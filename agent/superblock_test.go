@@ -10,6 +10,7 @@ import (
 	"strings"
 	"testing"
 
+	"varve/e2e/testbed"
 	"varve/layers"
 )
 
@@ -25,14 +26,7 @@ func TestTwinFileSystems(t *testing.T) {
 		{"xfs", []string{"mkfs.xfs", "-q"}},
 	} {
 		t.Run(fs.kind, func(t *testing.T) {
-			for _, program := range []string{fs.make[0], "blkid"} {
-				if _, err := exec.LookPath(program); err != nil {
-					if os.Getenv("STRICT") == "1" {
-						t.Fatal(err)
-					}
-					t.Skip(err)
-				}
-			}
+			testbed.Require(t, fs.make[0], "blkid")
 			image := filepath.Join(t.TempDir(), "image")
 			run := func(args ...string) string {
 				t.Helper()

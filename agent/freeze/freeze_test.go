@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"varve/e2e/testbed"
 )
 
 // patience bounds what a test waits for. Nothing is expected to take that long.
@@ -92,22 +94,8 @@ func unmount(t *testing.T, point string) {
 
 func needs(t *testing.T, tools ...string) {
 	t.Helper()
-	missing := ""
-	if os.Geteuid() != 0 {
-		missing = "root"
-	}
-	for _, tool := range tools {
-		if _, err := exec.LookPath(tool); err != nil {
-			missing = tool
-		}
-	}
-	if missing == "" {
-		return
-	}
-	if os.Getenv("STRICT") == "1" {
-		t.Fatalf("%s is missing, and STRICT is 1", missing)
-	}
-	t.Skipf("%s is missing", missing)
+	testbed.RequireRoot(t)
+	testbed.Require(t, tools...)
 }
 
 func run(t *testing.T, name string, args ...string) {
