@@ -6,6 +6,7 @@ import (
 	"github.com/urfave/cli/v2"
 
 	"varve/agent/api"
+	"varve/layers"
 )
 
 func (p *program) backupListVerb() *cli.Command {
@@ -73,7 +74,11 @@ func (c *call) backupList() error {
 // backups are those that are wanted of what the daemon knows, or of one of its
 // targets, or of what the target at a URL holds.
 func (c *call) backups(f api.Filter) ([]api.Backup, error) {
+	_, notID := layers.ParseID(f.Snapshot)
 	if c.directURL() != "" {
+		if f.Snapshot != "" && notID != nil {
+			return nil, usagef("backup list: --snapshot %s: a target knows no names of snapshots, they go by their ids there", f.Snapshot)
+		}
 		all, err := c.directBackups()
 		if err != nil {
 			return nil, err
@@ -96,7 +101,7 @@ func (c *call) backups(f api.Filter) ([]api.Backup, error) {
 		switch {
 		case err == nil:
 			f.Snapshot = s.ID
-		case exitCode(err) != exitNotFound: // one that is gone goes by its id
+		case exitCode(err) != exitNotFound || notID != nil: // one that is gone goes by its id
 			return nil, err
 		}
 	}
