@@ -101,8 +101,8 @@ func (r *Repo) recaption(ctx context.Context, id layers.ID, edit func(*Caption) 
 	if err != nil {
 		return Backup{}, err
 	}
-	root, ok := r.index.find(id) // It may be younger than the listing.
-	if !ok || l.deleted[id] {
+	root, ok := r.index.find(id) // It may be younger than the listing, which has taken it out if it is deleted.
+	if !ok {
 		return Backup{}, absent(id)
 	}
 	b, old, err := r.describe(ctx, root)

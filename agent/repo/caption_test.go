@@ -190,6 +190,40 @@ func TestDamagedCaption(t *testing.T) {
 	}
 }
 
+// Of captions that stand side by side, since the older one could not be removed,
+// the one with the highest number counts, however they are listed.
+func TestCaptionsSideBySide(t *testing.T) {
+	store, one, two, b := captioned(t)
+	kept := map[string][]byte{}
+	for _, to := range []string{"second", "third", "fourth"} {
+		if _, err := one.Recaption(t.Context(), b.ID, renamed(to)); err != nil {
+			t.Fatal(err)
+		}
+		name := captionNames(t, store)[0]
+		whole, err := object.ReadAll(t.Context(), store, name, maxBody)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kept[name] = whole
+	}
+	for name, whole := range kept {
+		if err := store.Put(t.Context(), name, whole); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for host, r := range map[string]*Repo{"one": one, "two": two} {
+		if got := texts(t, r); !strings.HasPrefix(got, "fourth|") {
+			t.Errorf("host %s lists %s", host, got)
+		}
+	}
+	if _, err := two.Recaption(t.Context(), b.ID, renamed("fifth")); err != nil {
+		t.Fatal(err)
+	}
+	if left := captionNames(t, store); len(left) != 1 || texts(t, one) != "fifth|as it was made|map[k:v]" {
+		t.Errorf("after one more change %q are left, and one lists %s", left, texts(t, one))
+	}
+}
+
 // A listing that lags shows nobody an old name who knew the new one, and an old
 // caption whose object is gone leads to the newer one.
 func TestCaptionOfALaggingListing(t *testing.T) {
