@@ -23,17 +23,19 @@ func (p *pastDamage) option() func(repo.Loss) error {
 	if !p.asked() {
 		return nil
 	}
-	return func(l repo.Loss) error {
-		if p.first == nil {
-			p.first = l.Err
-		}
-		p.lost = append(p.lost, l.Range)
-		if len(p.lost) > p.limit {
-			p.lost = repo.JoinRanges(p.lost)
-			p.limit = 2*len(p.lost) + 1<<10
-		}
-		return nil
+	return p.take
+}
+
+func (p *pastDamage) take(l repo.Loss) error {
+	if p.first == nil {
+		p.first = l.Err
 	}
+	p.lost = append(p.lost, l.Range)
+	if len(p.lost) > p.limit {
+		p.lost = repo.JoinRanges(p.lost)
+		p.limit = 2*len(p.lost) + 1<<10
+	}
+	return nil
 }
 
 // tell prints a line for each range that is lost, and is an error if any is.
