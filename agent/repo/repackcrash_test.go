@@ -45,7 +45,8 @@ func TestRepackCanStopAnywhere(t *testing.T) {
 			if err != nil && !errors.Is(err, errStopped) {
 				t.Fatalf("request %d: %v", k, err)
 			}
-			mu.Lock() // a request of nobody who waits may be on its way
+			synctest.Wait() // for requests on their way that nobody waits for: what comes would share their answers
+			mu.Lock()
 			whole := err == nil && seen <= k
 			stop = false
 			mu.Unlock()
@@ -148,6 +149,7 @@ func TestRestoreGoesOnAfterRepacking(t *testing.T) {
 				if !errors.Is(err, errStopped) {
 					t.Fatal(err)
 				}
+				synctest.Wait() // as above
 				mu.Lock()
 				stop = false
 				mu.Unlock()
