@@ -38,7 +38,7 @@ func (a *Agent) DescribeTarget(ctx context.Context, ref string) (d TargetDescrip
 	if !r.Encrypted() {
 		return d, nil
 	}
-	if d.Keys, err = r.Slots(ctx); err != nil {
+	if d.Keys, err = a.readKeys(ctx, r, t); err != nil {
 		return d, keyError(t, "list the keys of", err)
 	}
 	return d, nil

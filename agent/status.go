@@ -119,6 +119,7 @@ func (a *Agent) addTargets(ctx context.Context, s *Status) error {
 		if t.Error != "" {
 			s.warn("Target %s (%s) cannot be used: %s.", t.Name, t.URL, t.Error)
 		}
+		s.Warnings = append(s.Warnings, a.leftKeys(t.Target)...)
 		if v := t.Verified; v.Damage > 0 {
 			s.warn("Target %s was verified at %s: %d places are damaged. See varve operation show %s, and try varve target verify %s --mode %s --repair.",
 				t.Name, v.Ended.Format(time.DateTime), v.Damage, v.Operation, t.Name, v.Mode)

@@ -48,7 +48,11 @@ func (a *Agent) sync(ctx context.Context, t catalog.Target, depth syncDepth) err
 	if depth == newRoots {
 		ctx = a.unasked(ctx)
 	}
-	return a.pull(ctx, t, r, depth)
+	if err := a.pull(ctx, t, r, depth); err != nil {
+		return err
+	}
+	a.lookAtKeys(ctx, r, t)
+	return nil
 }
 
 // pull mirrors the backups of a repository in the catalog. Those that this

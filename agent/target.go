@@ -60,6 +60,8 @@ type target struct {
 	poll    *poll // that is under way; nil: none
 	away    bool  // the last poll failed
 
+	leftKeys []string // what was seen last of rotations that were cut off, a sentence each
+
 	verifying bool // an operation checks all of it
 }
 

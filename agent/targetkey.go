@@ -27,12 +27,13 @@ type KeySlot = repo.Slot
 type AddedKey struct {
 	KeySlot
 	RecoveryKey string
+	Replaced    []layers.ID // the slots that a rotation removed
 }
 
 // TargetKeys returns the key slots of a target's repository, oldest first.
 func (a *Agent) TargetKeys(ctx context.Context, ref string) (slots []KeySlot, err error) {
-	err = a.withKeys(ctx, ref, "list the keys of", func(ctx context.Context, r *repo.Repo, _ catalog.Target) error {
-		slots, err = r.Slots(ctx)
+	err = a.withKeys(ctx, ref, "list the keys of", func(ctx context.Context, r *repo.Repo, t catalog.Target) error {
+		slots, err = a.readKeys(ctx, r, t)
 		return err
 	})
 	return slots, err
@@ -55,32 +56,68 @@ func (a *Agent) AddTargetKey(ctx context.Context, ref string, n NewKey) (added A
 // RemoveTargetKey removes a key slot. The one that this daemon opens the
 // repository with is refused with reason InUse.
 func (a *Agent) RemoveTargetKey(ctx context.Context, ref string, slot layers.ID) error {
-	return a.withKeys(ctx, ref, "remove a key of", func(ctx context.Context, r *repo.Repo, _ catalog.Target) error {
-		return r.RemoveSlot(ctx, slot)
+	return a.withKeys(ctx, ref, "remove a key of", func(ctx context.Context, r *repo.Repo, t catalog.Target) error {
+		if err := a.useKept(ctx, r, t); err != nil {
+			return err
+		}
+		err := r.RemoveSlot(ctx, slot)
+		a.lookAtKeys(ctx, r, t)
+		return err
 	})
 }
 
-// RotateTargetKey replaces the key of a slot; the zero ID means the one that
-// this daemon uses, which goes over to the new key. Others who use the old key
+// RotateTargetKey replaces the key of a slot, and those that rotations of it
+// which were cut off have left; the zero ID means the one that this daemon uses.
+// If that goes, the daemon goes over to the new key. Others who use the old key
 // need the new one.
+//
+// The end of ctx does not end it: a client that goes away leaves no two keys.
 func (a *Agent) RotateTargetKey(ctx context.Context, ref string, slot layers.ID, n NewKey) (added AddedKey, err error) {
+	ctx, stop := a.outlasting(ctx)
+	defer stop()
 	err = a.withKeys(ctx, ref, "rotate a key of", func(ctx context.Context, r *repo.Repo, t catalog.Target) error {
-		var key repo.Key
-		if key, added.RecoveryKey, err = n.draw(); err != nil {
+		key, recovery, err := n.draw()
+		if err != nil {
 			return err
 		}
-		if n.Recovery && (slot.IsZero() || slot == r.Slot()) {
-			return fail(Invalid, "the daemon uses that slot, and a recovery key is to be kept elsewhere: name another slot, or give a passphrase or key file")
+		if err := a.useKept(ctx, r, t); err != nil {
+			return err
 		}
-		added.KeySlot, err = r.RotateSlot(ctx, slot, key, n.Label, func(s KeySlot) error {
+		keep := func(s KeySlot) error {
 			if !s.InUse {
 				return nil
 			}
 			return a.keepKey(t, n, s.ID)
-		})
-		return err
+		}
+		if n.Recovery {
+			keep = nil
+		}
+		made, gone, err := r.RotateSlot(ctx, slot, key, n.Label, keep)
+		a.lookAtKeys(ctx, r, t)
+		if err != nil { // The client may be gone.
+			a.log.Warn("the rotation of a key did not come to its end", "target", t.Name, "error", err)
+		}
+		switch {
+		case n.Recovery && errors.Is(err, repo.ErrSlotNeeded):
+			return fail(Invalid, "the daemon uses that slot, and a recovery key is to be kept elsewhere: name another slot, or give a passphrase or key file")
+		case err != nil:
+			return err
+		}
+		added = AddedKey{made, recovery, gone}
+		return nil
 	})
 	return added, err
+}
+
+// outlasting returns a context that ends with the daemon's work, and not with
+// ctx.
+func (a *Agent) outlasting(ctx context.Context) (context.Context, func()) {
+	ctx, cancel := context.WithCancelCause(context.WithoutCancel(ctx))
+	stop := context.AfterFunc(a.ctx, func() { cancel(context.Cause(a.ctx)) })
+	return ctx, func() {
+		stop()
+		cancel(nil)
+	}
 }
 
 // UseTargetKey makes this daemon open a target with another key from now on.
@@ -128,10 +165,20 @@ func (a *Agent) useKey(ctx context.Context, t catalog.Target, n NewKey) (slot Ke
 			return slot, anotherRepository(r, t)
 		}
 	}
-	if slot, err = r.Use(ctx, key); err != nil {
-		return slot, err
+	return r.Use(ctx, key, func(s KeySlot) error { return a.keepKey(t, n, s.ID) })
+}
+
+// useKept goes over to the slot that the daemon's own secret opens, before slots
+// are removed. It is another than the one in use only after the disk has failed
+// while the secret was written; then it is written again first.
+func (a *Agent) useKept(ctx context.Context, r *repo.Repo, t catalog.Target) error {
+	s, err := a.readSecrets(t.ID)
+	if err != nil || !r.Encrypted() || s.key().Slot == r.Slot() {
+		return err
 	}
-	return slot, a.keepKey(t, n, slot.ID)
+	kept := NewKey{Passphrase: s.Passphrase, KeyFile: s.KeyFile}
+	_, err = r.Use(ctx, s.key(), func(slot KeySlot) error { return a.keepKey(t, kept, slot.ID) })
+	return err
 }
 
 // RotateVolumeKey makes a new key for a volume in a target: backups that begin

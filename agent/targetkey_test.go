@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"context"
 	"os"
 	"path/filepath"
 	"strings"
@@ -121,11 +122,22 @@ func TestRotationThatCannotKeepTheSecret(t *testing.T) {
 	a := w.start(dir)
 	target := must(a.AddTarget(t.Context(), NewTarget{Name: "t", URL: url("t"), Passphrase: secretWord}))(t)
 	path := filepath.Join(dir, "secrets", target.ID.String())
-	if err := os.Rename(path, path+".away"); err != nil {
-		t.Fatal(err)
+	away := func() {
+		if err := os.Rename(path, path+".away"); err != nil {
+			t.Fatal(err)
+		}
 	}
+	w.store(url("t")).on(func(_ context.Context, op, _ string) error {
+		if op == "put" {
+			away()
+		}
+		return nil
+	})
 	_, err := a.RotateTargetKey(t.Context(), "t", layers.ID{}, NewKey{Passphrase: "new"})
 	wantError(t, err, Unavailable, "beside the old one")
+	w.store(url("t")).on(nil)
+	_, err = a.RotateTargetKey(t.Context(), "t", layers.ID{}, NewKey{Passphrase: "newer"})
+	wantError(t, err, Unavailable, "read its secrets")
 	a.Close()
 	if err := os.Rename(path+".away", path); err != nil {
 		t.Fatal(err)

@@ -57,6 +57,22 @@ func targetDeeds(t *testing.T, d *daemon) map[string]deed {
 		return out, nil
 	}
 	label := func(n int) string { return fmt.Sprintf("label-%d-", n) }
+	rotate := func() []string {
+		return []string{"target", "key", "rotate", "far", "--new-passphrase-file", secret(uses), "--label", label(uses)}
+	}
+	// toldPassphrases returns how many passphrases open the target: one, and those
+	// that the list of keys tells of as not removed.
+	toldPassphrases := func() (int, error) {
+		out, errout, err := d.try("target", "key", "list", "far", "-o", "value", "-c", "Kind", "-c", "Status")
+		if err != nil {
+			return 0, fmt.Errorf("target key list: %w\n%s", err, errout)
+		}
+		all := strings.Count(out, "passphrase ")
+		if told := strings.Count(out, "passphrase not removed\n"); told != all-1 {
+			return 0, fmt.Errorf("%d passphrases open the target, and %d are told of as not removed:\n%s", all, told, out)
+		}
+		return all, nil
+	}
 	return map[string]deed{
 		"target key add": {
 			prepare: func() error { uses++; return target() },
@@ -74,13 +90,14 @@ func targetDeeds(t *testing.T, d *daemon) map[string]deed {
 		},
 		"target key rotate": {
 			prepare: func() error { uses++; return target() },
-			args: func() []string {
-				return []string{"target", "key", "rotate", "far", "--new-passphrase-file", secret(uses), "--label", label(uses)}
-			},
+			args:    rotate,
 			// Between the two it has both keys, and either opens it; the daemon has
-			// one of them.
+			// one of them, and says that the old one should be gone.
 			done: func() (bool, error) {
 				out, err := labels()
+				if err == nil {
+					_, err = toldPassphrases()
+				}
 				if err != nil {
 					return false, err
 				}
@@ -90,18 +107,17 @@ func targetDeeds(t *testing.T, d *daemon) map[string]deed {
 				return true, errors.Join(opens(uses), run("target", "sync", "far"))
 			},
 			undo: func() error {
-				// Of a rotation that was cut off, one key is left over, the old or
-				// the new one; the next one has the same label.
-				out, errout, err := d.try("target", "key", "list", "far", "-o", "value", "-c", "ID", "-c", "Kind", "-c", "In Use")
-				if err != nil {
-					return fmt.Errorf("target key list: %w\n%s", err, errout)
+				// Of a rotation that was cut off, the same command leaves one key.
+				if n, err := toldPassphrases(); err != nil || n == 1 {
+					return err
 				}
-				for line := range strings.Lines(out) {
-					if f := strings.Fields(line); f[1] == "passphrase" && f[2] == "False" {
-						err = errors.Join(err, run("target", "key", "remove", "far", f[0]))
-					}
+				if err := run(rotate()...); err != nil {
+					return err
 				}
-				return err
+				if n, err := toldPassphrases(); err != nil || n != 1 {
+					return fmt.Errorf("%d passphrases open the target after a rotation that was asked for twice; %v", n, err)
+				}
+				return opens(uses)
 			},
 		},
 		"adopt": {

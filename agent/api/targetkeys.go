@@ -20,6 +20,8 @@ type TargetKey struct {
 	CreatedAt Time    `json:"created_at"`
 	InUse     bool    `json:"in_use" doc:"the daemon opens the target with it"`
 	Problem   *string `json:"problem" doc:"why it opens nothing"`
+
+	ReplacedBy *string `json:"replaced_by" doc:"id of the slot that was made to replace it, in a rotation that was cut off: both open the target"`
 }
 
 // NewTargetKey is a key for a slot. One of passphrase, key_file and recovery is
@@ -35,6 +37,7 @@ type (
 	targetKeyBody struct {
 		Key         TargetKey `json:"key"`
 		RecoveryKey *string   `json:"recovery_key,omitempty" doc:"told once and kept nowhere"`
+		Replaced    []string  `json:"replaced,omitempty" doc:"ids of the slots that a rotation removed; more than one if an earlier one was cut off"`
 	}
 	targetKeysBody struct {
 		Keys []TargetKey `json:"keys"`
@@ -122,6 +125,9 @@ func keyAnswer(k agent.AddedKey, err error) (*answer[targetKeyBody], error) {
 	if k.RecoveryKey != "" {
 		body.RecoveryKey = &k.RecoveryKey
 	}
+	for _, id := range k.Replaced {
+		body.Replaced = append(body.Replaced, id.String())
+	}
 	return &answer[targetKeyBody]{body}, nil
 }
 
@@ -131,6 +137,10 @@ func DescribeSlot(s agent.KeySlot) TargetKey {
 	if s.Damage != nil {
 		text := s.Damage.Error()
 		k.Problem = &text
+	}
+	if !s.ReplacedBy.IsZero() {
+		text := s.ReplacedBy.String()
+		k.ReplacedBy = &text
 	}
 	return k
 }
@@ -163,11 +173,17 @@ func (c *Client) RemoveTargetKey(ctx context.Context, target, slot string) error
 	return c.do(ctx, http.MethodDelete, path("targets", target, "keys", slot), nil, nil)
 }
 
-// RotateTargetKey replaces the key of the slot of that id. It returns the
-// recovery key if one was asked for.
-func (c *Client) RotateTargetKey(ctx context.Context, target, slot string, n NewTargetKey) (k TargetKey, recovery string, err error) {
+// A RotatedKey is what came of a rotation.
+type RotatedKey struct {
+	TargetKey
+	Recovery string   // the recovery key, if one was asked for
+	Replaced []string // IDs of the slots that are gone
+}
+
+// RotateTargetKey replaces the key of the slot of that id.
+func (c *Client) RotateTargetKey(ctx context.Context, target, slot string, n NewTargetKey) (RotatedKey, error) {
 	out, err := call[targetKeyBody](ctx, c, http.MethodPost, "targets", "target", target, "keys/"+slot+"/rotate", newTargetKeyBody{n})
-	return out.Key, orEmpty(out.RecoveryKey), err
+	return RotatedKey{out.Key, orEmpty(out.RecoveryKey), out.Replaced}, err
 }
 
 // RotateVolumeKey makes a new key for a volume's backups in a target, and

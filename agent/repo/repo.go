@@ -165,13 +165,13 @@ func putSlots(ctx context.Context, s object.Store, h *head, k Key, p Params, mas
 	if cost == (argonCost{}) {
 		cost = defaultCost
 	}
-	first, err := newSlot(h.id, h.id, k, "", cost, master)
+	first, err := newSlot(h.id, h.id, k, "", cost, master, layers.ID{})
 	if err != nil {
 		return nil, err
 	}
 	all := []*slot{first}
 	if p.Recovery != (RecoveryKey{}) {
-		recovery, err := newSlot(layers.NewID(), h.id, Key{Passphrase: p.Recovery.String()}, "", cost, master)
+		recovery, err := newSlot(layers.NewID(), h.id, Key{Passphrase: p.Recovery.String()}, "", cost, master, layers.ID{})
 		if err != nil {
 			return nil, err
 		}

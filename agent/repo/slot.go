@@ -82,15 +82,20 @@ type slot struct {
 	label          string // for people
 	created        time.Time
 	cost           argonCost // of a passphrase
-	salt           [32]byte
+	salt           [32]byte  // its second half may be a mark: rotation.go
 	nonce          [12]byte
 	wrapped        [48]byte
 	mac            [tagSize]byte
 }
 
-// wrap makes s keep the master key under the secret, whose kind s has.
-func (s *slot) wrap(secret slotSecret, master [32]byte) {
+// wrap makes s keep the master key under the secret, whose kind s has, in the
+// place of the slot old; the zero ID is none.
+func (s *slot) wrap(secret slotSecret, master [32]byte, old layers.ID) {
 	rand.Read(s.salt[:]) // never fails: crypto/rand
+	if !old.IsZero() {
+		mark := markOf(master, old)
+		copy(s.salt[saltRandom:], mark[:])
+	}
 	rand.Read(s.nonce[:])
 	newGCM(s.key(secret)).Seal(s.wrapped[:0], s.nonce[:], master[:], s.bound())
 	copy(s.mac[:], s.sum(master))

@@ -21,6 +21,10 @@ type Slot struct {
 	Created time.Time
 	InUse   bool  // the repository was opened with it
 	Damage  error // why it opens nothing; nil: nothing is known against it
+
+	// ReplacedBy is the slot that was made to replace this one, in a rotation
+	// that was cut off: both open the repository. Zero: none is there.
+	ReplacedBy layers.ID
 }
 
 var (
@@ -44,7 +48,7 @@ const (
 // names; then the first, which has the repository's ID; then what a listing,
 // which may lag, shows.
 func unlock(ctx context.Context, s object.Store, h *head, k Key) (master [32]byte, opened *slot, err error) {
-	t := &slotTrial{store: s, head: h, secrets: k.secrets(), left: maxStretch, seen: make(map[layers.ID]bool)}
+	t := newSlotTrial(s, h, k)
 	for _, id := range []layers.ID{k.Slot, h.id} {
 		if err := t.try(ctx, id); err != nil || t.opened != nil {
 			return t.master, t.opened, err
@@ -74,6 +78,10 @@ type slotTrial struct {
 
 	master [32]byte
 	opened *slot
+}
+
+func newSlotTrial(s object.Store, h *head, k Key) *slotTrial {
+	return &slotTrial{store: s, head: h, secrets: k.secrets(), left: maxStretch, seen: make(map[layers.ID]bool)}
 }
 
 // try reads a slot and tries the key on it. Errors are those of the store.
@@ -184,18 +192,36 @@ func readSlot(ctx context.Context, s object.Store, h *head, id layers.ID) (*slot
 // Slots returns the key slots, oldest first. One that was forged is returned
 // with Damage, since it opens nothing; one that is damaged has nothing else.
 func (r *Repo) Slots(ctx context.Context) ([]Slot, error) {
+	found, all, err := r.readSlots(ctx)
+	if err != nil {
+		return nil, err
+	}
+	own := r.genuine(found)
+	for _, s := range found {
+		d := r.describeSlot(s)
+		if by := r.replacement(own, s); by != nil {
+			d.ReplacedBy = by.id
+		}
+		all = append(all, d)
+	}
+	slices.SortStableFunc(all, func(a, b Slot) int { return a.Created.Compare(b.Created) })
+	return all, nil
+}
+
+// readSlots returns the slots that can be read, forged ones too, and those that
+// cannot, with Damage.
+func (r *Repo) readSlots(ctx context.Context) (found []*slot, broken []Slot, err error) {
 	if !r.Encrypted() {
-		return nil, ErrNotEncrypted
+		return nil, nil, ErrNotEncrypted
 	}
 	own := r.opened.Load()
 	ids := []layers.ID{own.id, r.head.id}
 	for id, err := range listSlots(ctx, r.store) {
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		ids = append(ids, id)
 	}
-	var all []Slot
 	seen := make(map[layers.ID]bool)
 	for _, id := range ids {
 		if seen[id] {
@@ -205,15 +231,14 @@ func (r *Repo) Slots(ctx context.Context) ([]Slot, error) {
 		s, err := readSlot(ctx, r.store, r.head, id)
 		switch {
 		case errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion):
-			all = append(all, Slot{ID: id, Damage: err, InUse: id == own.id})
+			broken = append(broken, Slot{ID: id, Damage: err, InUse: id == own.id})
 		case err != nil:
-			return nil, err
+			return nil, nil, err
 		case s != nil:
-			all = append(all, r.describeSlot(s))
+			found = append(found, s)
 		}
 	}
-	slices.SortStableFunc(all, func(a, b Slot) int { return a.Created.Compare(b.Created) })
-	return all, nil
+	return found, broken, nil
 }
 
 func (r *Repo) describeSlot(s *slot) Slot {
@@ -247,38 +272,47 @@ var errForged = errors.New("it was not made by anybody who has the repository's 
 // AddSlot makes a key slot that k opens, and returns it once it is durable. The
 // key is a passphrase, a key file or the text of a recovery key.
 func (r *Repo) AddSlot(ctx context.Context, k Key, label string) (Slot, error) {
-	s, err := r.addSlot(ctx, k, label)
+	found, broken, err := r.readSlots(ctx)
+	if err == nil {
+		err = checkRoom(len(found) + len(broken))
+	}
+	var s *slot
+	if err == nil {
+		s, err = newSlot(layers.NewID(), r.head.id, k, label, r.cost, r.keys.master, layers.ID{})
+	}
+	if err == nil {
+		err = r.putSlot(ctx, s)
+	}
 	if err != nil {
 		return Slot{}, fmt.Errorf("add key slot: %w", err)
 	}
 	return r.describeSlot(s), nil
 }
 
-func (r *Repo) addSlot(ctx context.Context, k Key, label string) (*slot, error) {
-	slots, err := r.Slots(ctx)
-	if err != nil {
-		return nil, err
+// checkRoom refuses one slot more than there may be.
+func checkRoom(slots int) error {
+	if slots >= maxSlots {
+		return fmt.Errorf("%w: there are %d key slots, as many as may be; remove one first", fs.ErrExist, slots)
 	}
-	if len(slots) >= maxSlots {
-		return nil, fmt.Errorf("%w: there are %d key slots, as many as may be; remove one first", fs.ErrExist, len(slots))
-	}
-	s, err := newSlot(layers.NewID(), r.head.id, k, label, r.cost, r.keys.master)
-	if err != nil {
-		return nil, err
-	}
+	return nil
+}
+
+// putSlot writes a slot and looks whether it is there. After an error it may be.
+func (r *Repo) putSlot(ctx context.Context, s *slot) error {
 	object := s.append(nil)
 	if err := r.store.Put(ctx, slotName(s.id), object); err != nil {
-		return nil, err
+		return err
 	}
 	found, err := r.readAll(ctx, slotName(s.id), slotLimit)
 	if err == nil && !bytes.Equal(found, object) {
 		err = damaged(slotName(s.id), 0, errors.New("it is not what was written a moment ago"))
 	}
-	return s, err
+	return err
 }
 
-// newSlot wraps the master key for k.
-func newSlot(id, repository layers.ID, k Key, label string, cost argonCost, master [32]byte) (*slot, error) {
+// newSlot wraps the master key for k, in the place of the slot old; the zero ID
+// is none.
+func newSlot(id, repository layers.ID, k Key, label string, cost argonCost, master [32]byte, old layers.ID) (*slot, error) {
 	secret, err := k.slotSecret()
 	if err != nil {
 		return nil, err
@@ -293,13 +327,14 @@ func newSlot(id, repository layers.ID, k Key, label string, cost argonCost, mast
 	if err := s.validate(); err != nil {
 		return nil, err
 	}
-	s.wrap(secret, master)
+	s.wrap(secret, master, old)
 	return s, nil
 }
 
-// Use goes over to the slot that k opens: the one in use can be removed after
-// that. Errors: ErrKey, and those of the store.
-func (r *Repo) Use(ctx context.Context, k Key) (Slot, error) {
+// Use goes over to the slot that k opens, once keep has kept k where it is
+// needed: the one in use can be removed after that. Errors: ErrKey, those of the
+// store, and keep's; after one the slot in use is what it was.
+func (r *Repo) Use(ctx context.Context, k Key, keep func(Slot) error) (Slot, error) {
 	if !r.Encrypted() {
 		return Slot{}, ErrNotEncrypted
 	}
@@ -308,63 +343,18 @@ func (r *Repo) Use(ctx context.Context, k Key) (Slot, error) {
 		return Slot{}, err
 	}
 	if master != r.keys.master {
-		return Slot{}, damaged(slotName(s.id), 0, errors.New("it keeps another key than the repository's"))
+		return Slot{}, damaged(slotName(s.id), 0, errAnotherMaster)
+	}
+	d := r.describeSlot(s)
+	d.InUse = true
+	if err := keep(d); err != nil {
+		return Slot{}, err
 	}
 	r.opened.Store(s)
-	return r.describeSlot(s), nil
+	return d, nil
 }
 
-// RotateSlot replaces the secret of a key slot: it makes a slot that k opens,
-// calls keep once that does, which keeps k where it is needed, and removes the
-// old slot. The zero ID means the slot in use, which the new one becomes. After
-// an error, or a crash, at least one of the two opens.
-func (r *Repo) RotateSlot(ctx context.Context, old layers.ID, k Key, label string, keep func(Slot) error) (Slot, error) {
-	s, err := r.rotateSlot(ctx, old, k, label, keep)
-	if err != nil {
-		return Slot{}, fmt.Errorf("rotate key slot: %w", err)
-	}
-	return s, nil
-}
-
-func (r *Repo) rotateSlot(ctx context.Context, old layers.ID, k Key, label string, keep func(Slot) error) (Slot, error) {
-	slots, err := r.Slots(ctx)
-	if err != nil {
-		return Slot{}, err
-	}
-	inUse := r.opened.Load()
-	if old.IsZero() {
-		old = inUse.id
-	}
-	at := slices.IndexFunc(slots, func(s Slot) bool { return s.ID == old })
-	if at < 0 {
-		return Slot{}, fmt.Errorf("%s: %w", old, fs.ErrNotExist)
-	}
-	if label == "" {
-		label = slots[at].Label
-	}
-	made, err := r.addSlot(ctx, k, label)
-	if err != nil {
-		return Slot{}, err
-	}
-	both := func(err error) error {
-		return fmt.Errorf("%w; the new slot %s is there beside the old one, %s", err, made.id, old)
-	}
-	k.Slot = made.id
-	if _, err := r.Use(ctx, k); err != nil {
-		return Slot{}, both(err)
-	}
-	if old != inUse.id {
-		r.opened.Store(inUse)
-	}
-	if err := keep(r.describeSlot(made)); err != nil {
-		r.opened.Store(inUse)
-		return Slot{}, both(err)
-	}
-	if err := r.RemoveSlot(ctx, old); err != nil {
-		return Slot{}, both(err)
-	}
-	return r.describeSlot(made), nil
-}
+var errAnotherMaster = errors.New("it keeps another key than the repository's")
 
 // RemoveSlot removes a key slot: what opened it opens nothing any more. It is no
 // remedy for a master key that somebody has read already. The slot in use is

@@ -42,7 +42,7 @@ func (p *program) targetKeyCommand() *cli.Command {
 type keyKeeper interface {
 	list() ([]api.TargetKey, error)
 	add(api.NewTargetKey) (k api.TargetKey, recovery string, err error)
-	rotate(slot string, n api.NewTargetKey) (k api.TargetKey, recovery string, err error)
+	rotate(slot string, n api.NewTargetKey) (api.RotatedKey, error)
 	remove(slot string) error
 	rotateVolume(volume string) (epoch uint32, err error)
 }
@@ -95,9 +95,14 @@ func (c *call) keyList() error {
 		var rows []row
 		for _, key := range keys {
 			status := "available"
-			if key.Problem != nil {
+			switch {
+			case key.Problem != nil:
 				status = "error"
 				fmt.Fprintf(c.stderr, "key slot %s: %s\n", key.ID, printable(*key.Problem))
+			case key.ReplacedBy != nil:
+				status = "not removed"
+				fmt.Fprintf(c.stderr, "key slot %s: its rotation was cut off: slot %s is there in its place, and both open the target. To end it, rotate it again; if %[2]s is in use, removing it will do.\n",
+					key.ID, *key.ReplacedBy)
 			}
 			rows = append(rows, row{key.ID, key.Kind, key.Label, formatTime(key.CreatedAt.Time), key.InUse, status})
 		}
@@ -165,7 +170,7 @@ func (c *call) keyRotate() error {
 			}
 			return out.show(c.stdout, []field{{"epoch", int64(epoch)}, {"volume", volume}})
 		}
-		old, err := slotNamed(k, rest)
+		old, err := slotToRotate(k, rest)
 		if err != nil {
 			return err
 		}
@@ -173,24 +178,28 @@ func (c *call) keyRotate() error {
 		if err != nil {
 			return err
 		}
-		return out.show(c.stdout, keyFields(key))
+		if n := len(key.Replaced); n > 1 {
+			fmt.Fprintf(c.stderr, "An earlier rotation was cut off. It is ended too: %d key slots are removed.\n", n)
+		}
+		return out.show(c.stdout, append(keyFields(key.TargetKey), field{"replaced", key.Replaced}))
 	})
 }
 
 // rotated replaces a key: a recovery key by another, unless something else is
 // given, all others by what is given.
-func (c *call) rotated(k keyKeeper, old api.TargetKey) (api.TargetKey, error) {
+func (c *call) rotated(k keyKeeper, old api.TargetKey) (key api.RotatedKey, err error) {
 	if old.Kind == repo.SlotRecovery.String() && !old.InUse && !c.newSecrets().given() {
-		return c.exportKey(func() (api.TargetKey, string, error) {
-			return k.rotate(old.ID, api.NewTargetKey{Recovery: true, Label: c.String("label")})
+		_, err = c.exportKey(func() (api.TargetKey, string, error) {
+			key, err = k.rotate(old.ID, api.NewTargetKey{Recovery: true, Label: c.String("label")})
+			return key.TargetKey, key.Recovery, err
 		})
+		return key, err
 	}
 	n, err := c.newKey()
 	if err != nil {
-		return api.TargetKey{}, err
+		return key, err
 	}
-	key, _, err := k.rotate(old.ID, n)
-	return key, err
+	return k.rotate(old.ID, n)
 }
 
 func (c *call) keyUse() error {
@@ -241,13 +250,34 @@ func (c *call) newKey() (api.NewTargetKey, error) {
 // slotNamed is the slot that the one word of names means, an id or a label; or,
 // without any, the one in use.
 func slotNamed(k keyKeeper, names []string) (api.TargetKey, error) {
-	keys, err := k.list()
+	found, name, err := slotsNamed(k, names)
 	if err != nil {
 		return api.TargetKey{}, err
 	}
-	name := "in use"
-	var found []api.TargetKey
-	var ids []string
+	return oneSlot(found, name)
+}
+
+// slotToRotate is slotNamed for a rotation, which removes what an earlier one has
+// left of those that it replaces: so it makes no difference which of them is
+// meant, and they often have one label.
+func slotToRotate(k keyKeeper, names []string) (api.TargetKey, error) {
+	found, name, err := slotsNamed(k, names)
+	if err != nil {
+		return api.TargetKey{}, err
+	}
+	there := func(id *string) bool {
+		return id != nil && slices.ContainsFunc(found, func(key api.TargetKey) bool { return key.ID == *id })
+	}
+	return oneSlot(slices.DeleteFunc(slices.Clone(found), func(key api.TargetKey) bool { return there(key.ReplacedBy) }), name)
+}
+
+// slotsNamed are the slots that slotNamed may mean, and what they are called.
+func slotsNamed(k keyKeeper, names []string) (found []api.TargetKey, name string, err error) {
+	keys, err := k.list()
+	if err != nil {
+		return nil, "", err
+	}
+	name = "in use"
 	for _, key := range keys {
 		named := key.InUse
 		if len(names) > 0 {
@@ -255,15 +285,23 @@ func slotNamed(k keyKeeper, names []string) (api.TargetKey, error) {
 			named = strings.EqualFold(key.ID, name) || key.Label == name
 		}
 		if named {
-			found, ids = append(found, key), append(ids, key.ID)
+			found = append(found, key)
 		}
 	}
+	return found, name, nil
+}
+
+func oneSlot(found []api.TargetKey, name string) (api.TargetKey, error) {
 	switch len(found) {
 	case 1:
 		return found[0], nil
 	case 0:
 		return api.TargetKey{}, &agent.Error{Reason: agent.NotFound,
 			Message: fmt.Sprintf("no key slot has the label or id %q: target key list shows those there are", name)}
+	}
+	ids := make([]string, len(found))
+	for i, key := range found {
+		ids[i] = key.ID
 	}
 	return api.TargetKey{}, &agent.Error{Reason: agent.Ambiguous,
 		Message: fmt.Sprintf("%d key slots have the label %q: give one of their ids: %s", len(found), name, strings.Join(ids, ", "))}
@@ -292,7 +330,7 @@ func (k daemonKeys) add(n api.NewTargetKey) (api.TargetKey, string, error) {
 	return k.client.AddTargetKey(k.call.ctx, k.target, n)
 }
 
-func (k daemonKeys) rotate(slot string, n api.NewTargetKey) (api.TargetKey, string, error) {
+func (k daemonKeys) rotate(slot string, n api.NewTargetKey) (api.RotatedKey, error) {
 	return k.client.RotateTargetKey(k.call.ctx, k.target, slot, n)
 }
 
@@ -328,17 +366,21 @@ func (k directKeys) add(n api.NewTargetKey) (api.TargetKey, string, error) {
 	return api.DescribeSlot(s), recovery, nil
 }
 
-func (k directKeys) rotate(slot string, n api.NewTargetKey) (api.TargetKey, string, error) {
+func (k directKeys) rotate(slot string, n api.NewTargetKey) (api.RotatedKey, error) {
 	id, err := layers.ParseID(slot)
 	if err != nil {
-		return api.TargetKey{}, "", err
+		return api.RotatedKey{}, err
 	}
 	key, recovery := drawKey(n)
-	s, err := k.repo.RotateSlot(k.call.ctx, id, key, n.Label, func(repo.Slot) error { return nil })
+	s, gone, err := k.repo.RotateSlot(k.call.ctx, id, key, n.Label, func(repo.Slot) error { return nil })
 	if err != nil {
-		return api.TargetKey{}, "", err
+		return api.RotatedKey{}, err
 	}
-	return api.DescribeSlot(s), recovery, nil
+	rotated := api.RotatedKey{TargetKey: api.DescribeSlot(s), Recovery: recovery}
+	for _, id := range gone {
+		rotated.Replaced = append(rotated.Replaced, id.String())
+	}
+	return rotated, nil
 }
 
 func (k directKeys) remove(slot string) error {

@@ -77,8 +77,11 @@ func descriptionFields(d api.TargetDescription) []field {
 		if k.Label != "" {
 			keys[i] += " (" + k.Label + ")"
 		}
-		if k.Problem != nil {
+		switch {
+		case k.Problem != nil:
 			keys[i] = "damaged"
+		case k.ReplacedBy != nil:
+			keys[i] += " (not removed: its rotation was cut off)"
 		}
 	}
 	return []field{
