@@ -205,7 +205,7 @@ func TestSlotThatIsPutBack(t *testing.T) {
 		t.Fatal(err)
 	}
 	forged := must(parseSlot(contents(t, store)[slotName(made.ID)]))(t)
-	forged.id = otherID
+	forged.id, forged.created = otherID, fixedTime
 	if err := store.Put(t.Context(), slotName(otherID), forged.append(nil)); err != nil {
 		t.Fatal(err)
 	}
@@ -264,6 +264,16 @@ func TestRotationOfAnotherSlot(t *testing.T) {
 	_, _, err = r.RotateSlot(t.Context(), layers.ID{}, Key{KeyFile: keyFile}, "", func(Slot) error { return failed })
 	if !errors.Is(err, failed) || r.Slot() != r.ID() || opens(t, store, Key{Passphrase: secret}) != nil {
 		t.Errorf("%v; in use %s", err, r.Slot())
+	}
+	// Another host removes the old one first.
+	if _, _, err = r.RotateSlot(t.Context(), s.ID, now, "", nil); err != nil {
+		t.Fatal(err)
+	}
+	_, _, err = r.RotateSlot(t.Context(), layers.ID{}, Key{Passphrase: secret}, "", func(Slot) error {
+		return store.Delete(t.Context(), slotName(r.ID()))
+	})
+	if err != nil || r.Slot() == r.ID() {
+		t.Errorf("rotate what another host removes meanwhile: %v", err)
 	}
 	// Whoever cannot keep the new one may not rotate the one in use.
 	before := contents(t, store)
