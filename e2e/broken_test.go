@@ -4,11 +4,16 @@ import (
 	"bufio"
 	"fmt"
 	"io"
+	"io/fs"
+	"os"
 	"os/exec"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestBrokenDisk lets the disk below the state folder fail while clients write:
@@ -73,6 +78,7 @@ func testBrokenDisk(t *testing.T, kind string, writes bool) {
 func readBroken(t *testing.T, o *outage) {
 	t.Helper()
 	h := o.history
+	forgetCache(t, filepath.Join(o.disk.path(), "volumes"))
 	for range 3 {
 		content, err := h.export(h.d, "vol")
 		if err == nil {
@@ -85,6 +91,27 @@ func readBroken(t *testing.T, o *outage) {
 				t.Errorf("on a disk that takes no writes: %v", err)
 			}
 		}
+	}
+}
+
+// forgetCache lets the system write what is dirty in the files of a folder, which
+// fails and gives up what could not be written, and forget the rest of it.
+func forgetCache(t *testing.T, folder string) {
+	t.Helper()
+	err := filepath.WalkDir(folder, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || !entry.Type().IsRegular() {
+			return nil // XFS says nothing any more
+		}
+		f, err := os.Open(path)
+		if err != nil {
+			return nil
+		}
+		defer f.Close()
+		f.Sync() // fails
+		return unix.Fadvise(int(f.Fd()), 0, 0, unix.FADV_DONTNEED)
+	})
+	if err != nil {
+		t.Errorf("let the system forget %s: %v", folder, err)
 	}
 }
 

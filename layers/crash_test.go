@@ -20,6 +20,7 @@ type crashModel struct {
 	making  *modelSnapshot     // a snapshot that may be there or not
 	leaving int                // index of a boundary that may be there or not, or be a mark; -1: none
 	turning []byte             // content of the snapshot that the volume may have been reverted to
+	turnTo  ID                 // that snapshot
 	sizes   []int64            // that the volume may have
 	ops     int
 	crashes int
@@ -28,8 +29,14 @@ type crashModel struct {
 
 func newCrashModel(t testing.TB, seed uint64, size int64, every int) *crashModel {
 	d := newMemDisk()
+	return newCrashModelOn(t, d, d, seed, size, every)
+}
+
+// newCrashModelOn is newCrashModel on a disk that may be more than the one that
+// crashes.
+func newCrashModelOn(t testing.TB, on disk, d *memDisk, seed uint64, size int64, every int) *crashModel {
 	r := rand.New(rand.NewPCG(seed, 1))
-	c := &crashModel{model: newModel(t, d, r, size, smallTuning), disk: d, leaving: -1, every: every}
+	c := &crashModel{model: newModel(t, on, r, size, smallTuning), disk: d, leaving: -1, every: every}
 	c.acknowledge()
 	chance := rand.New(rand.NewPCG(seed, 2)) // its own: the script does not depend on the crashes
 	d.hook = func() {
@@ -138,13 +145,14 @@ func (c *crashModel) tidySome(late bool) {
 // not for others.
 func (c *crashModel) tidyFull() {
 	c.during = "tidy on a full disk"
+	before := c.disk.fail
 	c.disk.fail = fullIf(func() bool { return c.r.IntN(4) == 0 })
 	for range c.r.IntN(6) {
 		if _, err := c.v.tidyStep(); err != nil && !errors.Is(err, syscall.ENOSPC) {
 			c.t.Fatal(err)
 		}
 	}
-	c.disk.fail = nil
+	c.disk.fail = before
 }
 
 func (c *crashModel) takeSnapshot() {
@@ -181,7 +189,7 @@ func (c *crashModel) revertTo(i int) {
 	c.acknowledge()
 	to := c.marks[i]
 	c.making = &modelSnapshot{id: NewID(), parent: c.below, data: slices.Clone(c.live)}
-	c.turning = append(slices.Clone(to.data), make([]byte, len(c.live)-len(to.data))...)
+	c.turnTo, c.turning = to.id, append(slices.Clone(to.data), make([]byte, len(c.live)-len(to.data))...)
 	c.during = fmt.Sprintf("revert to %s", to.id)
 	if err := c.v.Revert(to.id, c.making.id); err != nil {
 		c.t.Fatal(err)

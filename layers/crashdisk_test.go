@@ -222,12 +222,32 @@ func (d *memDisk) crashInto(out *memDisk, files map[*memFile]*memFile, r *rand.R
 	}
 }
 
+// lose gives up what was not synced of a file, of all files if it has no name, as
+// a crash does, while the machine runs on. Names stay, and the lengths of files.
+func (d *memDisk) lose(file string, r *rand.Rand) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	for _, name := range slices.Sorted(maps.Keys(d.names)) {
+		if f := d.names[name]; file == "" || file == f.name {
+			f.turnBack(f, r)
+		}
+	}
+}
+
 func (f *memFile) crash(d *memWorld, r *rand.Rand) *memFile {
 	out := &memFile{d: d, name: f.name, unit: f.unit, past: map[int64][][]byte{}}
 	size := f.sizes[r.IntN(len(f.sizes))]
 	out.sizes = []int64{size}
 	out.data = make([]byte, size)
 	copy(out.data, f.data)
+	f.turnBack(out, r)
+	return out
+}
+
+// turnBack gives units of out, which has the same data, versions that they had
+// since the last sync.
+func (f *memFile) turnBack(out *memFile, r *rand.Rand) {
+	size := int64(len(out.data))
 	// Half of the crashes lose or keep nearly all: the middle is not all there is.
 	lean := r.IntN(4)
 	for _, u := range slices.Sorted(maps.Keys(f.past)) {
@@ -245,7 +265,6 @@ func (f *memFile) crash(d *memWorld, r *rand.Rand) *memFile {
 		clear(unit)
 		copy(unit, past[i])
 	}
-	return out
 }
 
 // keep remembers the versions of the units of [off, off+n) before they change.
@@ -333,6 +352,8 @@ func (f *memFile) writeBack(off, n int64) error {
 	}
 	return nil
 }
+
+func (f *memFile) writeError() error { return f.d.begin("write error", f.name) }
 
 func (f *memFile) punch(off, n int64) error {
 	if err := f.d.begin("punch", f.name); err != nil {

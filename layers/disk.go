@@ -25,6 +25,7 @@ type file interface {
 	writeAt(p []byte, off int64) error
 	sync() error
 	writeBack(off, n int64) error // sends what was written there to the disk; durable only after sync
+	writeError() error            // why the system could not write something that was written before; told once, here or by writeBack or sync
 	punch(off, n int64) error     // reads as zeros; gives the space back where that is possible
 	truncate(size int64) error
 	size() (int64, error)

@@ -189,6 +189,9 @@ func (v *Volume) writeRecord(spans []span, head *layerFile) error {
 	if err != nil {
 		return err
 	}
+	if err := head.data.writeError(); err != nil {
+		return v.fail(err) // blocks that were gathered may be what the disk had before
+	}
 	v.ring.Lock()
 	place, err := j.fit(int64(headSize(len(entries))+len(data)), head.id)
 	v.ring.Unlock()

@@ -11,15 +11,31 @@ import (
 // ReadAt reads len(p) bytes at off, as the last writes left them. A block of a
 // sealed layer that is read for the first time, whole, is compared with its
 // checksum; damage is a *CorruptError.
+//
+// After a Failure it reads what the next open will find: all that was flushed,
+// and of what was not, nothing that the disk may have lost.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
+	n, err := v.readNow(p, off, nil)
+	if v.failed.Load() == nil {
+		return n, err
+	}
+	known, err := v.promises()
+	if err != nil {
+		return 0, err
+	}
+	return v.readNow(p, off, known)
+}
+
+// readNow is ReadAt of what is there: in the page cache too if known is nil.
+func (v *Volume) readNow(p []byte, off int64, known *promised) (int, error) {
 	g := v.grace.enter()
-	n, err := v.readAt(p, off)
+	n, err := v.readAt(p, off, known)
 	v.grace.leave(g)
 	return n, err
 }
 
-// readAt is ReadAt inside grace.
-func (v *Volume) readAt(p []byte, off int64) (int, error) {
+// readAt is readNow inside grace.
+func (v *Volume) readAt(p []byte, off int64, known *promised) (int, error) {
 	if v.closed.Load() {
 		return 0, v.errClosed()
 	}
@@ -34,10 +50,17 @@ func (v *Volume) readAt(p []byte, off int64) (int, error) {
 		at := off + int64(done)
 		val, stop := v.live.run(at/BlockSize, last)
 		part := p[done:min(int64(n), stop*BlockSize-off)]
-		if val < slotBase {
+		var rerr error
+		switch {
+		case val < slotBase:
 			clear(part)
-		} else if err := v.readLayer(v.layerOf(val), part, at, seen); err != nil {
-			return done, err
+		case known != nil:
+			rerr = known.read(v.layerOf(val), part, at)
+		default:
+			rerr = v.readLayer(v.layerOf(val), part, at, seen)
+		}
+		if rerr != nil {
+			return done, rerr
 		}
 		done += len(part)
 	}
@@ -271,7 +294,7 @@ func (v *Volume) writePart(p []byte, off int64) (int, error) {
 	}
 	whole := blockPool.Get().(*[BlockSize]byte)
 	defer blockPool.Put(whole)
-	if _, err := v.ReadAt(whole[:], b*BlockSize); err != nil && !isEOF(err) {
+	if _, err := v.readNow(whole[:], b*BlockSize, nil); err != nil && !isEOF(err) {
 		return 0, err
 	}
 	if tail := v.size.Load() - b*BlockSize; tail < BlockSize {

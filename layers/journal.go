@@ -219,6 +219,25 @@ func (j *journal) replay(apply func(record) error) error {
 	}
 }
 
+// alive calls apply with each record that is alive, in order, and the offset of
+// its data. The journal does not change meanwhile.
+func (j *journal) alive(apply func(r record, data int64) error) error {
+	for m := j.start; m.seq < j.next.seq; {
+		r, at, err := j.find(m)
+		if err == nil && at < 0 {
+			err = &CorruptError{j.path, m.pos, fmt.Sprintf("record %d", m.seq), "nothing valid"}
+		}
+		if err == nil {
+			err = apply(r, at+int64(headSize(len(r.Entries))))
+		}
+		if err != nil {
+			return err
+		}
+		m = mark{seq: m.seq + 1, pos: at + r.Length}
+	}
+	return nil
+}
+
 // find returns the valid record with the sequence of m, at m's place or at the
 // start of the ring; at is -1 if there is none.
 func (j *journal) find(m mark) (r record, at int64, err error) {

@@ -158,8 +158,22 @@ func (w *View) Size() int64 { return w.size }
 
 // ReadAt reads len(p) bytes at off. What is absent reads as zeros. Whole blocks
 // are compared with their checksums, if they have them already; damage is a
-// *CorruptError, and what comes before it has been read.
+// *CorruptError, and what comes before it has been read. After a Failure of the
+// volume it reads what the next open will find.
 func (w *View) ReadAt(p []byte, off int64) (int, error) {
+	n, err := w.readNow(p, off, nil)
+	if w.v.failed.Load() == nil {
+		return n, err
+	}
+	known, err := w.v.promises()
+	if err != nil {
+		return 0, err
+	}
+	return w.readNow(p, off, known)
+}
+
+// readNow is ReadAt of what is there: in the page cache too if known is nil.
+func (w *View) readNow(p []byte, off int64, known *promised) (int, error) {
 	g := w.v.grace.enter()
 	defer w.v.grace.leave(g)
 	n, err := clip(len(p), off, w.size)
@@ -174,10 +188,16 @@ func (w *View) ReadAt(p []byte, off int64) (int, error) {
 			return done, rerr
 		}
 		part := p[done:min(int64(n), stop*BlockSize-off)]
-		if val < slotBase {
+		switch {
+		case val < slotBase:
 			clear(part)
-		} else if err := w.stack[val-slotBase].readSealed(part, at); err != nil {
-			return done, err
+		case known != nil:
+			rerr = known.readData(w.stack[val-slotBase], part, at)
+		default:
+			rerr = w.stack[val-slotBase].readSealed(part, at)
+		}
+		if rerr != nil {
+			return done, rerr
 		}
 		done += len(part)
 	}

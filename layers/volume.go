@@ -3,6 +3,7 @@ package layers
 import (
 	"fmt"
 	"log/slog"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -32,6 +33,9 @@ type Volume struct {
 	closed atomic.Bool
 	covers atomic.Bool           // zeros were written over a layer below, or something was given up, since tidying last looked
 	failed atomic.Pointer[error] // why the volume takes no more writes
+
+	promising sync.Mutex // promised; taken before commits, and by nobody who holds another lock
+	promised  *promised  // what is read since it failed; nil: nobody has asked
 
 	// Reading. A reader is inside grace from the lookup to the end of the read.
 	grace *grace
@@ -186,7 +190,7 @@ func (v *Volume) fail(cause error) error {
 }
 
 // Failure returns why the volume takes no writes until it is opened again, or
-// nil. It wraps ErrReadOnly and what the disk said. Reads go on.
+// nil. It wraps ErrReadOnly and what the disk said. Reads go on, as ReadAt says.
 func (v *Volume) Failure() error {
 	if err := v.failed.Load(); err != nil {
 		return *err
@@ -219,6 +223,19 @@ func (v *Volume) syncDir() error {
 		return v.fail(err)
 	}
 	return nil
+}
+
+// below returns the layers that a layer lies on, from the top down.
+func (v *Volume) below(l *layerFile) []*layerFile {
+	v.mu.RLock()
+	defer v.mu.RUnlock()
+	var list []*layerFile
+	for _, i := range v.chain.line(slices.Index(v.files, l)) {
+		if v.files[i] != l {
+			list = append(list, v.files[i])
+		}
+	}
+	return list
 }
 
 // layerOf returns the layer of a value of the block map.
