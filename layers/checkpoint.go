@@ -38,6 +38,11 @@ func (v *Volume) checkpointAs(clean bool) error {
 		putBack(writes)
 		return err
 	}
+	if clean {
+		if err := v.keepMaps(); err != nil {
+			return err
+		}
+	}
 	if err := v.writeBarrier(start, clean); err != nil {
 		return err
 	}
@@ -85,7 +90,30 @@ func (v *Volume) putPages(writes []pageWrite) error {
 			return err
 		}
 		if i+1 == len(writes) || writes[i+1].l != writes[i].l {
-			if err := v.sync(writes[i].l.maps); err != nil {
+			if err := v.syncMap(writes[i].l); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// syncMap makes what was written to the map of a layer durable.
+func (v *Volume) syncMap(l *layerFile) error {
+	l.unkept.Store(false)
+	return v.sync(l.maps)
+}
+
+// keepMaps makes the maps of all layers durable. A disk that was full may have
+// taken some pages of a change that then was given up, and the next open would
+// count on them.
+func (v *Volume) keepMaps() error {
+	v.mu.RLock()
+	files := v.files
+	v.mu.RUnlock()
+	for _, l := range files {
+		if l.unkept.Load() {
+			if err := v.syncMap(l); err != nil {
 				return err
 			}
 		}

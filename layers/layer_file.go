@@ -26,6 +26,7 @@ type layerFile struct {
 	refs atomic.Int32 // the volume's, and one for each view; at 0 the files are closed
 
 	unsynced atomic.Bool // data was written since the last sync
+	unkept   atomic.Bool // something was written to the map since the last sync
 	backlog  []span      // blocks of records that were not written back; Volume.ring guards it
 
 	summed atomic.Bool // every block of data has a checksum

@@ -84,7 +84,7 @@ func (v *Volume) move(from, to *layerFile, groups []uint32, down bool) error {
 	if err := v.sync(to.data); err != nil {
 		return err
 	}
-	if err := v.sync(to.maps); err != nil { // the checksums
+	if err := v.syncMap(to); err != nil { // the checksums
 		return err
 	}
 	if err := v.putPages(arrive); err != nil {

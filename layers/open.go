@@ -206,6 +206,9 @@ func (v *Volume) load() error {
 	if err := v.openLayers(clean); err != nil {
 		return err
 	}
+	if err := v.holdFast(clean); err != nil {
+		return err
+	}
 	list, written, err := openRecent(v.d, v.id, blocksOf(v.size.Load()), v.log)
 	if err != nil {
 		return err
@@ -259,6 +262,30 @@ func (v *Volume) openLayers(clean bool) error {
 		}
 	}
 	v.head = v.files[v.chain.Head]
+	return nil
+}
+
+// holdFast makes durable what was found. A process that was killed may have left
+// it in the memory of the system alone, and what is on the disk is soon written
+// over, since this one counts on the newer.
+func (v *Volume) holdFast(clean bool) error {
+	if err := v.d.syncDir(); err != nil {
+		return err
+	}
+	if err := v.journal.f.sync(); err != nil {
+		return err
+	}
+	for i, l := range v.files {
+		if clean && !v.chain.Layers[i].Shared { // another volume may add checksums to a shared one
+			continue
+		}
+		if err := l.maps.sync(); err != nil {
+			return err
+		}
+	}
+	if !clean {
+		v.head.unsynced.Store(true)
+	}
 	return nil
 }
 

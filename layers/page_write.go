@@ -45,7 +45,9 @@ func (l *layerFile) version(g uint32, gr *group, kinds *kindBits) pageWrite {
 func (w *pageWrite) write() error {
 	var b [slotSize]byte
 	w.page.encode(b[:])
-	return w.l.maps.writeAt(b[:], slotOffset(w.g, w.slot))
+	err := w.l.maps.writeAt(b[:], slotOffset(w.g, w.slot))
+	w.l.unkept.Store(true)
+	return err
 }
 
 // commit makes the page the one that counts, after the sync. Kinds that are in

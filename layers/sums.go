@@ -49,7 +49,9 @@ func (w *pageWrite) putSums(s *sums) error {
 	defer sumsPool.Put(b)
 	w.page.SumsCRC = s.encode(b[:])
 	w.page.Sums = 3 - max(w.page.Sums, 1)
-	return w.l.maps.writeAt(b[:], sumsOffset(w.g, w.page.Sums))
+	err := w.l.maps.writeAt(b[:], sumsOffset(w.g, w.page.Sums))
+	w.l.unkept.Store(true)
+	return err
 }
 
 // eachData calls f with each run of at most 256 blocks of data of a page, and
@@ -190,7 +192,7 @@ func (v *Volume) sumPages(l *layerFile, groups []uint32) error {
 		}
 		writes = append(writes, w)
 	}
-	if err := v.sync(l.maps); err != nil {
+	if err := v.syncMap(l); err != nil {
 		return err
 	}
 	return v.writePages(writes)
