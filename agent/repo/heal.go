@@ -195,7 +195,7 @@ func (h *healer) accountOf(ctx context.Context, pack packRef) (*checkedPack, err
 	p := new(checkedPack)
 	err := p.read(ctx, h.a.repo, inData, pack, true)
 	if err != nil {
-		if p = nil; !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+		if p = nil; !isDamage(err) {
 			return nil, err
 		}
 	}
@@ -227,7 +227,7 @@ func (h *healer) prove(ctx context.Context, n *neededFrame, s *section) ([]byte,
 		l := h.a.repo.layerOf(root)
 		found, err := readRuns(l, s.runs, p)
 		l.Close() // Nothing was written.
-		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+		if err != nil && !isDamage(err) {
 			return nil, err
 		}
 		if found && sectionID(ids, p) == s.id {

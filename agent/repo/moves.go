@@ -220,7 +220,7 @@ func (r *Repo) loadListed(ctx context.Context, volume layers.ID, listed []listed
 			switch {
 			case errors.Is(err, fs.ErrNotExist):
 				continue // it was replaced since it was listed
-			case errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion):
+			case isDamage(err):
 				bad = errors.Join(bad, err)
 				continue
 			case err != nil:
@@ -273,7 +273,7 @@ func (r *Repo) refreshMoves(ctx context.Context, volume layers.ID) error {
 		v.asked = time.Now()
 		v.mu.Unlock()
 	}
-	if _, err := r.loadMoves(ctx, volume); err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+	if _, err := r.loadMoves(ctx, volume); err != nil && !isDamage(err) {
 		return err
 	}
 	return nil

@@ -60,7 +60,7 @@ func (p *prune) readMoves(ctx context.Context) error {
 	p.places, p.targets = make(map[layers.ID]*volumePlaces), make(map[objectID]bool)
 	for volume, listed := range p.moves {
 		objects, err := p.repo.loadListed(ctx, volume, listed)
-		if err != nil && !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+		if err != nil && !isDamage(err) {
 			return err
 		}
 		if err != nil {

@@ -127,29 +127,28 @@ func (p *prune) repack(ctx context.Context) error {
 	for volume := range p.sources {
 		volumes[volume] = true
 	}
-	for volume, v := range p.places {
-		volumes[volume] = volumes[volume] || v.merges()
+	for volume := range p.places {
+		volumes[volume] = true
 	}
 	for _, volume := range slices.SortedFunc(maps.Keys(volumes), func(a, b layers.ID) int { return slices.Compare(a[:], b[:]) }) {
 		v := p.places[volume]
-		if p.unclear[volume] || v != nil && v.err != nil || !volumes[volume] {
+		if p.unclear[volume] || v != nil && v.err != nil {
 			continue
 		}
 		var from []source
 		if s := p.sources[volume]; s != nil {
 			from = s.chosen(p.repo.mergePacks)
 		}
-		if len(from) == 0 && !v.merges() {
-			continue
-		}
+		copied := int64(0)
 		for i := range from {
 			p.report.Repacked.add(from[i].size)
-			p.progress(0, from[i].bytes())
+			copied += from[i].bytes()
 		}
+		p.progress(0, copied)
 		if p.options.DryRun {
-			for i := range from {
-				p.report.Rewritten.Bytes += from[i].bytes()
-			}
+			full := int64(p.repo.packTarget)
+			p.report.Rewritten.Objects += (copied + full - 1) / full
+			p.report.Rewritten.Bytes += copied
 			continue
 		}
 		k := newRepacker(p, volume)
@@ -158,16 +157,13 @@ func (p *prune) repack(ctx context.Context) error {
 			p.keep(fmt.Errorf("volume %s: %w", volume, err))
 			return nil
 		}
-		if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion) {
+		if isDamage(err) {
 			p.keep(fmt.Errorf("volume %s is not repacked: %w", volume, err))
 			continue
 		}
 		if err != nil {
 			return fmt.Errorf("repack volume %s: %w", volume, err)
 		}
-	}
-	if p.options.DryRun && p.report.Rewritten.Bytes > 0 {
-		p.report.Rewritten.Objects = (p.report.Rewritten.Bytes-1)/int64(p.repo.packTarget) + 1
 	}
 	return nil
 }

@@ -146,7 +146,7 @@ func (k *repacker) copy(ctx context.Context, s *source) error {
 	if err == nil {
 		sections, err = k.sections(ctx, s, p)
 	}
-	if errors.Is(err, ErrCorrupt) || errors.Is(err, ErrVersion) {
+	if isDamage(err) {
 		k.keep(fmt.Errorf("not repacked: %w", err))
 		return nil
 	}

@@ -191,7 +191,7 @@ func (v *verify) leafPackRefs() map[packRef]bool {
 
 // note keeps damage for the report and lets other errors through.
 func (v *verify) note(err error) error {
-	if err == nil || !errors.Is(err, ErrCorrupt) && !errors.Is(err, ErrVersion) {
+	if !isDamage(err) {
 		return err
 	}
 	v.mu.Lock()
