@@ -241,7 +241,7 @@ func (h *mapHealer) openAccount(ctx context.Context, id packID) (packRef, *check
 		ref.key = head.key
 	}
 	if err == nil {
-		err = account.read(ctx, h.a.repo, id.where, ref, true)
+		err = account.readBehind(ctx, h.a.repo, id.where, ref, front, true)
 	}
 	if isDamage(err) {
 		return ref, nil, nil

@@ -6,6 +6,7 @@ import (
 	"testing"
 
 	"varve/agent/object"
+	"varve/agent/object/objecttest"
 	"varve/layers"
 )
 
@@ -57,5 +58,60 @@ func TestProtect(t *testing.T) {
 	}
 	if err := r.Protect(ctx, layers.NewID(), true); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("protect what never was: %v", err)
+	}
+}
+
+// Who asks for what is so already writes nothing. What failed is not remembered,
+// and what was not seen is not taken for what is not there. // B19
+func TestProtectWritesWhatItHasTo(t *testing.T) {
+	hook := &objecttest.Hook{Store: object.NewMem()}
+	r := testRepo(t, hook, true)
+	v, ctx := newVolume(1<<20), t.Context()
+	v.write(0, []byte("data"))
+	b, err := v.backup(ctx, r, layers.ID{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	holds := func() (n int) {
+		for range hook.Store.List(ctx, volumePrefix(b.Volume)+"h/") {
+			n++
+		}
+		return n
+	}
+	for i, on := range []bool{false, true, true, false, false} {
+		written := 0
+		hook.Before = func(op, name string) error {
+			if op == "put" || op == "delete" {
+				written++
+			}
+			return nil
+		}
+		want := 0
+		if on {
+			want = 1
+		}
+		if before := holds(); r.Protect(ctx, b.ID, on) != nil || holds() != want || written != max(before-want, want-before) {
+			t.Errorf("step %d: protected %t with %d objects, %d requests that write", i, on, holds(), written)
+		}
+	}
+	for _, on := range []bool{true, false} {
+		for _, fails := range []string{"list", "put", "delete"} {
+			if hook.Before = nil; r.Protect(ctx, b.ID, !on) != nil {
+				t.Fatal(err)
+			}
+			failed := false
+			hook.Before = func(op, name string) error {
+				if op != fails {
+					return nil
+				}
+				failed = true
+				return errStopped
+			}
+			err := r.Protect(ctx, b.ID, on)
+			known, _ := r.index.find(b.ID)
+			if failed != errors.Is(err, errStopped) || known.held != (on != failed) {
+				t.Errorf("protect %t, %s fails: %v, it is taken for protected: %t", on, fails, err, known.held)
+			}
+		}
 	}
 }

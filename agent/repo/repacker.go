@@ -28,7 +28,6 @@ var errLate = errors.New("the run took too long, the next one goes on")
 // A copied section waits for its place in a new pack.
 type copiedSection struct {
 	name sectionKey // what maps call it
-	from *source    // that it is copied from
 	text []byte
 	section
 }
@@ -47,8 +46,7 @@ type repacker struct {
 	bytes   int64 // in pending
 	pack    packBuilder
 	moved   *relocating
-	copied  map[objectID]int        // sections of a source that are not in a new pack yet
-	whole   map[objectID]movedClass // sources all of whose needed sections are copied
+	whole   map[objectID]movedClass // sources all of whose needed sections are copied, or pending
 	written []objectID              // relocations of this run
 	since   int64                   // bytes copied since the last of them
 }
@@ -56,7 +54,7 @@ type repacker struct {
 func newRepacker(p *prune, volume layers.ID) *repacker {
 	return &repacker{
 		prune: p, volume: volume, places: p.places[volume], session: layers.NewID(),
-		names: make(map[sectionKey]sectionKey), moved: newRelocating(), copied: make(map[objectID]int), whole: make(map[objectID]movedClass),
+		names: make(map[sectionKey]sectionKey), moved: newRelocating(), whole: make(map[objectID]movedClass),
 	}
 }
 
@@ -153,7 +151,7 @@ func (k *repacker) copy(ctx context.Context, s *source) error {
 	if err != nil {
 		return err
 	}
-	k.copied[s.id] = len(sections)
+	k.whole[s.id] = s.class()
 	for i := range sections {
 		k.pending = append(k.pending, sections[i])
 		k.bytes += int64(len(sections[i].text))
@@ -211,7 +209,7 @@ func (k *repacker) readSource(ctx context.Context, s *source) (*sourcePack, erro
 		key, err = p.parse(ctx, k.repo, s.where, ref, front)
 	} else {
 		if key, err = k.repo.volumeKey(ctx, h.key); err == nil {
-			err = p.read(ctx, k.repo, s.where, ref, true)
+			err = p.readBehind(ctx, k.repo, s.where, ref, front, true)
 		}
 	}
 	if err != nil {
@@ -255,7 +253,7 @@ func (k *repacker) sections(ctx context.Context, s *source, p *sourcePack) ([]co
 			if err != nil {
 				return nil, damaged(packName(s.where, s.id), p.offsets[i], fmt.Errorf("section %d: %w", i, err))
 			}
-			found = append(found, copiedSection{k.name(sectionKey{s.id, uint32(i)}), s, slices.Clone(text), *section})
+			found = append(found, copiedSection{k.name(sectionKey{s.id, uint32(i)}), slices.Clone(text), *section})
 		}
 		numbers = numbers[n:]
 	}
@@ -270,11 +268,9 @@ func (s *section) address() int64 {
 	return maxBlocks
 }
 
-// flush writes a pack of what is pending, in the order of addresses.
+// flush writes a pack of what is pending, which is something, in the order of
+// addresses.
 func (k *repacker) flush(ctx context.Context) error {
-	if len(k.pending) == 0 {
-		return nil
-	}
 	slices.SortStableFunc(k.pending, func(a, b copiedSection) int {
 		return cmp.Or(cmp.Compare(a.address(), b.address()), cmp.Compare(a.first, b.first))
 	})
@@ -287,9 +283,6 @@ func (k *repacker) flush(ctx context.Context) error {
 		k.moved.add(s.name, &to)
 		k.bytes -= int64(len(s.text))
 		k.since += int64(len(s.text))
-		if k.copied[s.from.id]--; k.copied[s.from.id] == 0 {
-			k.whole[s.from.id] = s.from.class()
-		}
 	}
 	k.pending = append(k.pending[:0], k.pending[n:]...)
 	name, object := packName(inData, k.pack.id), k.pack.finish()

@@ -377,6 +377,12 @@ func (p *checkedPack) read(ctx context.Context, r *Repo, where place, ref packRe
 	if err := r.readRange(ctx, name, front, 0); err != nil {
 		return err
 	}
+	return p.readBehind(ctx, r, where, ref, front, trailer)
+}
+
+// readBehind is read for who has the front of the pack.
+func (p *checkedPack) readBehind(ctx context.Context, r *Repo, where place, ref packRef, front []byte, trailer bool) error {
+	name := packName(where, ref.id)
 	h, key, err := r.openPack(ctx, where, ref, front)
 	if err != nil {
 		return err
