@@ -390,14 +390,21 @@ func TestSealBindsItsPlace(t *testing.T) {
 	}
 }
 
-// fuzzForm checks that whatever is read is written again as it was.
-func fuzzForm(f *testing.F, names ...string) {
+// fuzzForm checks that whatever is read is written again as it was. The seeds
+// come beside the examples.
+func fuzzForm(f *testing.F, seeds [][]byte, names ...string) {
 	var again func([]byte) ([]byte, error)
 	for _, form := range forms() {
 		if slices.Contains(names, form.name) {
 			f.Add(form.example)
 			again = form.again
 		}
+	}
+	for _, seed := range seeds {
+		if written, err := again(slices.Clone(seed)); err != nil || !bytes.Equal(written, seed) {
+			f.Fatalf("seed %x writes %x, %v", seed, written, err)
+		}
+		f.Add(seed)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
 		written, err := again(slices.Clone(b))
@@ -407,19 +414,19 @@ func fuzzForm(f *testing.F, names ...string) {
 	})
 }
 
-func FuzzHead(f *testing.F)        { fuzzForm(f, "head") }
-func FuzzSlot(f *testing.F)        { fuzzForm(f, "slot", "slot of a key file") }
-func FuzzWrappedKey(f *testing.F)  { fuzzForm(f, "wrapped key") }
-func FuzzHeader(f *testing.F)      { fuzzForm(f, "header") }
-func FuzzLeaf(f *testing.F)        { fuzzForm(f, "leaf") }
-func FuzzSpans(f *testing.F)       { fuzzForm(f, "spans") }
-func FuzzSummary(f *testing.F)     { fuzzForm(f, "summary") }
-func FuzzClaim(f *testing.F)       { fuzzForm(f, "claim") }
-func FuzzCaption(f *testing.F)     { fuzzForm(f, "caption") }
-func FuzzTrailer(f *testing.F)     { fuzzForm(f, "trailer") }
-func FuzzInventory(f *testing.F)   { fuzzForm(f, "inventory") }
-func FuzzRoots(f *testing.F)       { fuzzForm(f, "roots") }
-func FuzzRelocations(f *testing.F) { fuzzForm(f, "relocations") }
+func FuzzHead(f *testing.F)        { fuzzForm(f, nil, "head") }
+func FuzzSlot(f *testing.F)        { fuzzForm(f, nil, "slot", "slot of a key file") }
+func FuzzWrappedKey(f *testing.F)  { fuzzForm(f, nil, "wrapped key") }
+func FuzzHeader(f *testing.F)      { fuzzForm(f, nil, "header") }
+func FuzzLeaf(f *testing.F)        { fuzzForm(f, repeatsTexts(f, sectionLeaf), "leaf") }
+func FuzzSpans(f *testing.F)       { fuzzForm(f, nil, "spans") }
+func FuzzSummary(f *testing.F)     { fuzzForm(f, nil, "summary") }
+func FuzzClaim(f *testing.F)       { fuzzForm(f, nil, "claim") }
+func FuzzCaption(f *testing.F)     { fuzzForm(f, nil, "caption") }
+func FuzzTrailer(f *testing.F)     { fuzzForm(f, repeatsTexts(f, sectionTrailer), "trailer") }
+func FuzzInventory(f *testing.F)   { fuzzForm(f, nil, "inventory") }
+func FuzzRoots(f *testing.F)       { fuzzForm(f, nil, "roots") }
+func FuzzRelocations(f *testing.F) { fuzzForm(f, nil, "relocations") }
 
 // FuzzNames: whatever reads as a name writes the same name.
 func FuzzNames(f *testing.F) {

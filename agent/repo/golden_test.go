@@ -166,7 +166,7 @@ func writeZip(t *testing.T, file string, objects map[string][]byte) {
 	}
 }
 
-func readZip(t *testing.T, file string) map[string][]byte {
+func readZip(t testing.TB, file string) map[string][]byte {
 	z, err := zip.OpenReader(file)
 	if err != nil {
 		t.Fatal(err)

@@ -3,8 +3,10 @@ package repo
 import (
 	"bytes"
 	"context"
+	"maps"
 	"math/rand/v2"
 	"path/filepath"
+	"slices"
 	"testing"
 
 	"varve/agent/object"
@@ -108,4 +110,39 @@ func writeRepeats(t *testing.T, file string) {
 		v.forget()
 	}
 	writeZip(t, file, contents(t, store))
+}
+
+// repeatsTexts returns the trailers, or the leaves, of the packs of that
+// repository: the trailers have frames with repeats, the leaves name blocks of
+// one frame in several places.
+func repeatsTexts(t testing.TB, kind sectionKind) (texts [][]byte) {
+	objects := readZip(t, filepath.Join("testdata", repeatsFile))
+	r := must(Open(t.Context(), storeOf(t, objects), goldens[0].keys[0]))(t)
+	defer r.Close()
+	repeats := 0
+	for _, name := range slices.Sorted(maps.Keys(objects)) {
+		id, ok := packOf(name)
+		if !ok {
+			continue
+		}
+		var p checkedPack
+		b := objects[name]
+		h := must(parseHeader(b))(t)
+		key := must(p.parse(t.Context(), r, id.where, packRef{id.id, h.key}, bytes.Clone(b)))(t)
+		if kind == sectionTrailer {
+			texts = append(texts, appendTrailer(nil, repeatsID(0), p.sections))
+		}
+		for i, s := range p.sections {
+			repeats += len(s.repeats)
+			if s.kind == kind {
+				at := p.offsets[i]
+				text := must(key.sealer(id.id).open(bytes.Clone(b[at:at+int64(s.stored)]), kind, uint32(i), nil))(t)
+				texts = append(texts, must(expand(text, 1<<20))(t))
+			}
+		}
+	}
+	if repeats == 0 || len(texts) == 0 {
+		t.Fatalf("%s has %d repeats, and gives %d seeds", repeatsFile, repeats, len(texts))
+	}
+	return texts
 }
