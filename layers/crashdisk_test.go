@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 )
 
@@ -34,9 +35,10 @@ type memWorld struct {
 	dirs []*memDisk
 	hook func() // called before each operation, without mu
 	fail func(op, name string) error
-	left int64  // bytes that it says are free; 0: more than anybody asks for
-	most int64  // bytes of a file; 0: no limit
-	sent []span // blocks of .data files that writeBack was called for
+	left int64        // bytes that it says are free; 0: more than anybody asks for
+	most int64        // bytes of a file; 0: no limit
+	sent []span       // blocks of .data files that writeBack was called for
+	lost atomic.Int64 // times that lose was called
 }
 
 type memFile struct {
@@ -223,10 +225,12 @@ func (d *memDisk) crashInto(out *memDisk, files map[*memFile]*memFile, r *rand.R
 }
 
 // lose gives up what was not synced of a file, of all files if it has no name, as
-// a crash does, while the machine runs on. Names stay, and the lengths of files.
+// a crash does, while the machine runs on. Names stay, and the lengths of files. A
+// sync that is under way meanwhile fails.
 func (d *memDisk) lose(file string, r *rand.Rand) {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	d.lost.Add(1)
 	for _, name := range slices.Sorted(maps.Keys(d.names)) {
 		if f := d.names[name]; file == "" || file == f.name {
 			f.turnBack(f, r)
@@ -329,11 +333,15 @@ func (f *memFile) resize(size int64) {
 }
 
 func (f *memFile) sync() error {
+	lost := f.d.lost.Load()
 	if err := f.d.begin("sync", f.name); err != nil {
 		return err
 	}
 	f.d.mu.Lock()
 	defer f.d.mu.Unlock()
+	if f.d.lost.Load() != lost {
+		return &fs.PathError{Op: "sync", Path: f.name, Err: syscall.EIO}
+	}
 	clear(f.past)
 	f.sizes = []int64{int64(len(f.data))}
 	return nil

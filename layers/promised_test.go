@@ -120,10 +120,6 @@ func TestReadersWhileDiskFails(t *testing.T) {
 		if err := createVolume(d, NewID(), 64*BlockSize, tune); err != nil {
 			t.Fatal(err)
 		}
-		v, err := openVolume(d, Options{}, tune)
-		if err != nil {
-			t.Fatal(err)
-		}
 		var syncs atomic.Int64
 		lost := rand.New(rand.NewPCG(1, uint64(at)))
 		d.fail = func(op, name string) error {
@@ -138,6 +134,10 @@ func TestReadersWhileDiskFails(t *testing.T) {
 				return syscall.EIO
 			}
 			return nil
+		}
+		v, err := openVolume(d, Options{}, tune) // after fail is set: it works in the background at once
+		if err != nil {
+			t.Fatal(err)
 		}
 		var group sync.WaitGroup
 		for client := range int64(4) {
