@@ -21,10 +21,10 @@ func (v *Volume) checkpointAs(clean bool) error {
 		return err
 	}
 
+	v.meta.Lock() // no seal in between: records of that layer after start stay alive
 	v.ring.Lock()
 	start := v.journal.next
 	v.ring.Unlock()
-	v.meta.Lock()
 	sealed := len(v.unsettled)
 	layers := append(v.unsettled[:sealed:sealed], v.head)
 	v.meta.Unlock()
