@@ -123,6 +123,8 @@ func (p *promised) readBelow(buf []byte, off int64) error {
 	var found *layerFile
 	below := p.v.below(p.head)
 	find := func(b, end int64) (kind Kind, stop int64, err error) {
+		p.v.layout.RLock() // a merge that began before the failure may move blocks
+		defer p.v.layout.RUnlock()
 		kind, stop = Absent, end
 		for _, l := range below {
 			if kind, stop, err = l.run(b, stop); err != nil || kind != Absent {
