@@ -185,6 +185,16 @@ func (d *memDisk) syncDir() error {
 	return nil
 }
 
+// syncAll keeps an order, so that a history can be replayed.
+func (d *memDisk) syncAll(files []file) error {
+	for _, f := range files {
+		if err := f.sync(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 func (d *memDisk) lock() (func() error, error) { return func() error { return nil }, nil }
 
 // crash returns the directory as it may be found after a loss of power now, with

@@ -14,6 +14,7 @@ type disk interface {
 	list() ([]string, error)
 	free() (int64, error) // bytes that can be written before the disk is full
 	syncDir() error
+	syncAll(files []file) error             // sync of each, in any order
 	lock() (unlock func() error, err error) // *LockedError if somebody has it
 	path(name string) string                // for messages
 }

@@ -15,9 +15,11 @@ import (
 // After a Failure it reads what the next open will find: all that was flushed,
 // and of what was not, nothing that the disk may have lost.
 func (v *Volume) ReadAt(p []byte, off int64) (int, error) {
-	n, err := v.readNow(p, off, nil)
 	if v.failed.Load() == nil {
-		return n, err
+		n, err := v.readNow(p, off, nil)
+		if v.failed.Load() == nil {
+			return n, err
+		}
 	}
 	known, err := v.promises()
 	if err != nil {

@@ -275,13 +275,14 @@ func (v *Volume) holdFast(clean bool) error {
 	if err := v.journal.f.sync(); err != nil {
 		return err
 	}
+	var maps []file
 	for i, l := range v.files {
-		if clean && !v.chain.Layers[i].Shared { // another volume may add checksums to a shared one
-			continue
+		if !clean || v.chain.Layers[i].Shared { // another volume may add checksums to a shared one
+			maps = append(maps, l.maps)
 		}
-		if err := l.maps.sync(); err != nil {
-			return err
-		}
+	}
+	if err := v.d.syncAll(maps); err != nil {
+		return err
 	}
 	if !clean {
 		v.head.unsynced.Store(true)

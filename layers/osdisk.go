@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 
+	"golang.org/x/sync/errgroup"
 	"golang.org/x/sys/unix"
 )
 
@@ -90,6 +91,17 @@ func syncPath(dir string) error {
 	}
 	defer f.Close() // opened for reading: nothing to lose
 	return f.Sync()
+}
+
+// syncAll keeps several syncs under way: each waits for the drive to empty its
+// cache, and one wait does for many.
+func (d osDisk) syncAll(files []file) error {
+	var group errgroup.Group
+	group.SetLimit(16)
+	for _, f := range files {
+		group.Go(f.sync)
+	}
+	return group.Wait()
 }
 
 // lock takes the lock file, and leaves this process's id in it for whoever is

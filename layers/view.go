@@ -161,9 +161,11 @@ func (w *View) Size() int64 { return w.size }
 // *CorruptError, and what comes before it has been read. After a Failure of the
 // volume it reads what the next open will find.
 func (w *View) ReadAt(p []byte, off int64) (int, error) {
-	n, err := w.readNow(p, off, nil)
 	if w.v.failed.Load() == nil {
-		return n, err
+		n, err := w.readNow(p, off, nil)
+		if w.v.failed.Load() == nil {
+			return n, err
+		}
 	}
 	known, err := w.v.promises()
 	if err != nil {
