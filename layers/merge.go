@@ -1,6 +1,9 @@
 package layers
 
-import "slices"
+import (
+	"errors"
+	"slices"
+)
 
 // mergeStep takes one step towards making one layer of two neighbours: it moves
 // some blocks of the smaller into the larger, or, when the smaller is empty,
@@ -91,7 +94,7 @@ func (v *Volume) move(from, to *layerFile, groups []uint32, down bool) error {
 		return err
 	}
 	if err := v.putPages(leave); err != nil {
-		return err
+		return errors.Join(err, v.takeBack(arrive))
 	}
 	v.commitMoved(append(arrive, leave...))
 	v.meta.Lock()
