@@ -1,10 +1,5 @@
 package layers
 
-import (
-	"errors"
-	"syscall"
-)
-
 // checkpoint makes everything that was written before the call durable in the
 // data and map files, and kills the records of the journal up to now. Flushes
 // may go on meanwhile: their records stay alive.
@@ -92,28 +87,8 @@ func (v *Volume) writePages(writes []pageWrite) error {
 func (v *Volume) putPages(writes []pageWrite) error {
 	for i := range writes {
 		if err := writes[i].write(); err != nil {
-			return errors.Join(err, v.takeBack(writes[:i+1]))
+			return err
 		}
-		if i+1 == len(writes) || writes[i+1].l != writes[i].l {
-			if err := v.syncMap(writes[i].l); err != nil {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-// takeBack wipes pages that were written and will not count, as a full disk ends
-// a change in its midst. The next try writes its checksums where these pages say
-// that theirs are, and a crash then must not find the pages.
-func (v *Volume) takeBack(writes []pageWrite) error {
-	for i := range writes {
-		// Where a disk that is full refuses this, it has refused the page too.
-		if err := writes[i].wipe(); err != nil && !errors.Is(err, syscall.ENOSPC) {
-			return v.fail(err)
-		}
-	}
-	for i := range writes {
 		if i+1 == len(writes) || writes[i+1].l != writes[i].l {
 			if err := v.syncMap(writes[i].l); err != nil {
 				return err

@@ -1,9 +1,6 @@
 package layers
 
-import (
-	"errors"
-	"slices"
-)
+import "slices"
 
 // mergeStep takes one step towards making one layer of two neighbours: it moves
 // some blocks of the smaller into the larger, or, when the smaller is empty,
@@ -94,7 +91,7 @@ func (v *Volume) move(from, to *layerFile, groups []uint32, down bool) error {
 		return err
 	}
 	if err := v.putPages(leave); err != nil {
-		return errors.Join(err, v.takeBack(arrive))
+		return err
 	}
 	v.commitMoved(append(arrive, leave...))
 	v.meta.Lock()

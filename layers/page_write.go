@@ -50,13 +50,6 @@ func (w *pageWrite) write() error {
 	return err
 }
 
-// wipe empties the slot that the page was written to, which does not count.
-func (w *pageWrite) wipe() error {
-	err := w.l.maps.writeAt(zeroBlock[:slotSize], slotOffset(w.g, w.slot))
-	w.l.unkept.Store(true)
-	return err
-}
-
 // commit makes the page the one that counts, after the sync. Kinds that are in
 // memory stay: they may be newer.
 func (w *pageWrite) commit() {
